@@ -1,0 +1,315 @@
+//! One error type for the whole workspace: it names the argument, what was got, what was wanted and the next step,
+//! and works without an allocator.
+
+use crate::dtype::{DType, ScalarType};
+use crate::layout::Dims;
+use core::fmt;
+
+/// The result of everything that can fail here.
+pub type Result<T, E = Error> = core::result::Result<T, E>;
+
+/// In what two of `query`, `key` and `value` disagree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disagreement {
+    /// Number of axes.
+    Rank,
+    /// Batch axes.
+    BatchDims,
+    /// Number of heads.
+    NumHeads,
+    /// Key and value length.
+    Lengths,
+    /// Query and key depth.
+    Depths,
+}
+
+impl Disagreement {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Rank => "rank",
+            Self::BatchDims => "batch dims",
+            Self::NumHeads => "num_heads",
+            Self::Lengths => "lengths",
+            Self::Depths => "depths",
+        }
+    }
+}
+
+/// What went wrong, with the argument's name.
+///
+/// Each variant that corresponds to an exception of Flax says so; the text is ours.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Error {
+    /// Wrong number of axes (Flax: `IndexError` for an input without a length axis).
+    Rank {
+        /// The argument.
+        argument: &'static str,
+        /// Axes it has.
+        got: usize,
+        /// Axes it needs.
+        wanted: &'static str,
+    },
+    /// Wrong axis lengths.
+    Shape {
+        /// The argument.
+        argument: &'static str,
+        /// Its shape.
+        got: Dims,
+        /// The shape it needs.
+        wanted: Dims,
+    },
+    /// Cannot be broadcast (Flax: `ValueError: Incompatible shapes for broadcasting`).
+    Broadcast {
+        /// The argument.
+        argument: &'static str,
+        /// Its shape.
+        got: Dims,
+        /// The shape to broadcast to.
+        wanted: Dims,
+    },
+    /// `query`, `key` and `value` do not fit each other (Flax: `AssertionError: q, k, v … must match.`).
+    Mismatch {
+        /// In what.
+        what: Disagreement,
+        /// Shape of the first.
+        left: Dims,
+        /// Shape of the second.
+        right: Dims,
+    },
+    /// A buffer of the wrong length.
+    Buffer {
+        /// The argument.
+        argument: &'static str,
+        /// Elements it has.
+        got: usize,
+        /// Elements it needs.
+        wanted: usize,
+    },
+    /// A scratch buffer that is too short.
+    Scratch {
+        /// The buffer.
+        argument: &'static str,
+        /// Elements it has.
+        got: usize,
+        /// Elements it needs at least.
+        wanted: usize,
+    },
+    /// Strides that the operation cannot take.
+    Strides {
+        /// The argument.
+        argument: &'static str,
+        /// What it needs.
+        wanted: &'static str,
+    },
+    /// A shape whose size does not fit the machine's word.
+    TooLarge {
+        /// The argument.
+        argument: &'static str,
+        /// Its shape.
+        got: Dims,
+    },
+    /// An array of another type than needed.
+    DTypeMismatch {
+        /// The argument.
+        argument: &'static str,
+        /// Its type.
+        got: ScalarType,
+        /// The type it needs.
+        wanted: ScalarType,
+    },
+    /// A computation dtype that is not floating (Flax: `ValueError: Dtype must be inexact`).
+    NotInexact {
+        /// The dtype.
+        got: ScalarType,
+    },
+    /// `qkv_features` is not a multiple of `num_heads` (Flax: `AssertionError: Memory dimension (Q) must be divisible …`).
+    HeadsDoNotDivide {
+        /// `qkv_features`.
+        qkv_features: usize,
+        /// `num_heads`.
+        num_heads: usize,
+    },
+    /// `num_heads` is 0 (Flax: `ZeroDivisionError`).
+    NoHeads,
+    /// `inputs_kv` together with `inputs_k` or `inputs_v` (Flax: `ValueError`).
+    InputsKvWithKeyOrValue,
+    /// `inputs_v` without `inputs_k` (Flax: `ValueError`).
+    ValueWithoutKey,
+    /// A decode step with a query of another shape (Flax: `ValueError: Autoregressive cache shape error`).
+    CacheQueryShape {
+        /// Shape of the projected query.
+        got: Dims,
+        /// Shape that the cache wants.
+        wanted: Dims,
+    },
+    /// A decode step without a cache, and none may be made (Flax: `ScopeCollectionNotFound`).
+    CacheMissing,
+    /// A decode step on a cache that may not be written (Flax: `ModifyScopeVariableError`).
+    CacheImmutable,
+    /// More tokens than free slots, where overwriting was not asked for.
+    CacheFull {
+        /// Tokens to append.
+        got: usize,
+        /// Free slots.
+        free: usize,
+    },
+    /// Masks of different rank (Flax: `AssertionError: masks must have same rank`).
+    MaskRank {
+        /// Rank of the first.
+        left: usize,
+        /// Rank of the second.
+        right: usize,
+    },
+    /// `dropout_rate > 0` and `deterministic` given neither to the constructor nor to the call (Flax: `ValueError`).
+    DeterministicMissing,
+    /// `dropout_rate > 0` and `deterministic` given to both (Flax: `ValueError`).
+    DeterministicGivenTwice,
+    /// Dropout is active and there is no key (Flax: `InvalidRngError`).
+    DropoutRngMissing,
+    /// A parameter of another shape (Flax: `ScopeParamShapeError`).
+    ParamShape {
+        /// The submodule: `query`, `key`, `value`, `query_ln`, `key_ln`, `out`.
+        scope: &'static str,
+        /// `kernel`, `bias` or `scale`.
+        name: &'static str,
+        /// Its shape.
+        got: Dims,
+        /// The shape the layer needs.
+        wanted: Dims,
+    },
+    /// A parameter that is not there (Flax: `ScopeParamNotFoundError`).
+    ParamMissing {
+        /// The submodule.
+        scope: &'static str,
+        /// `kernel`, `bias` or `scale`.
+        name: &'static str,
+    },
+    /// No parameters at all (Flax: `ScopeCollectionNotFound`).
+    ParamsEmpty,
+    /// Two arguments that exclude each other (Flax: `ValueError: … are mutually exclusive`).
+    Exclusive {
+        /// The first.
+        left: &'static str,
+        /// The second.
+        right: &'static str,
+    },
+    /// One argument without the other (Flax: `ValueError: … must be specified together`).
+    Together {
+        /// The first.
+        left: &'static str,
+        /// The second.
+        right: &'static str,
+    },
+    /// The backend cannot do a part of the request. It never leaves such a part out silently.
+    Unsupported {
+        /// The backend, or the layer.
+        backend: &'static str,
+        /// The part.
+        feature: &'static str,
+        /// What to do instead.
+        instead: &'static str,
+    },
+    /// A user's hook (`attention_fn`, `dot_general`, einsum) reported a failure.
+    Hook {
+        /// The hook's field.
+        hook: &'static str,
+        /// Its own words.
+        reason: &'static str,
+    },
+}
+
+impl Error {
+    /// An array of dtype `got` where `wanted` is needed.
+    #[must_use]
+    pub const fn dtype_mismatch(argument: &'static str, got: DType, wanted: DType) -> Self {
+        Self::DTypeMismatch {
+            argument,
+            got: got.scalar(),
+            wanted: wanted.scalar(),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Rank { argument, got, wanted } => {
+                write!(f, "`{argument}` has {got} axes; it needs {wanted}. Reshape it")
+            }
+            Self::Shape { argument, got, wanted } => {
+                write!(f, "`{argument}` is {got}; it needs {wanted}. Pass an array of that shape")
+            }
+            Self::Broadcast { argument, got, wanted } => write!(
+                f,
+                "`{argument}` is {got} and cannot be broadcast to {wanted}. Each of its axes, counted from the last, must be 1 or equal"
+            ),
+            Self::Mismatch { what, left, right } => write!(
+                f,
+                "query, key and value must agree in {}; got {left} and {right} ([batch..., length, heads, depth]). Pass inputs that agree",
+                what.words()
+            ),
+            Self::Buffer { argument, got, wanted } => {
+                write!(f, "`{argument}` has {got} elements; its shape needs {wanted}. Pass a buffer of that length")
+            }
+            Self::Scratch { argument, got, wanted } => {
+                write!(f, "scratch `{argument}` has {got} elements; this call needs {wanted}. Size it by the plan's scratch")
+            }
+            Self::Strides { argument, wanted } => {
+                write!(f, "`{argument}` has strides that cannot be used; it needs {wanted}. Copy it first")
+            }
+            Self::TooLarge { argument, got } => {
+                write!(f, "`{argument}` of shape {got} is larger than this machine can address. Check where its shape comes from")
+            }
+            Self::DTypeMismatch { argument, got, wanted } => {
+                write!(f, "`{argument}` is {got}; {wanted} is needed. Cast it, or pick the variant for {got}")
+            }
+            Self::NotInexact { got } => {
+                write!(f, "`dtype` is {got}; it must be a floating type. Choose float32, float64, float16 or bfloat16")
+            }
+            Self::HeadsDoNotDivide { qkv_features, num_heads } => write!(
+                f,
+                "`qkv_features` is {qkv_features}, not a multiple of `num_heads` {num_heads}. Choose a number of heads that divides it"
+            ),
+            Self::NoHeads => f.write_str("`num_heads` is 0; at least 1 is needed. Set it to the number of heads of the trained layer"),
+            Self::InputsKvWithKeyOrValue => {
+                f.write_str("`inputs_kv` was given together with `inputs_k` or `inputs_v`; pass either the one or the others")
+            }
+            Self::ValueWithoutKey => f.write_str("`inputs_v` was given without `inputs_k`; pass `inputs_k` too"),
+            Self::CacheQueryShape { got, wanted } => write!(
+                f,
+                "the projected query of a decode step is {got}; the cache wants {wanted}. Feed one token a step with the cache's batch, or use prefill"
+            ),
+            Self::CacheMissing => f.write_str("`decode` needs a cache and there is none; make one first with `init_cache`"),
+            Self::CacheImmutable => f.write_str("the cache cannot be updated since it was passed as immutable; pass it as `&mut`"),
+            Self::CacheFull { got, free } => {
+                write!(f, "{got} tokens do not fit the {free} free slots of the cache. Make a longer cache, or feed fewer tokens")
+            }
+            Self::MaskRank { left, right } => {
+                write!(f, "masks must have the same rank; got {left} and {right}. Add axes of length 1 to the smaller")
+            }
+            Self::DeterministicMissing => f.write_str(
+                "`deterministic` was given neither to the constructor nor to the call, and `dropout_rate` is above 0; give it to one of them",
+            ),
+            Self::DeterministicGivenTwice => f.write_str(
+                "`deterministic` was given to the constructor and to the call, and `dropout_rate` is above 0; give it to one of them",
+            ),
+            Self::DropoutRngMissing => f.write_str("dropout needs a random key; pass `dropout_rng`, or set `deterministic`"),
+            Self::ParamShape { scope, name, got, wanted } => write!(
+                f,
+                "parameter `{scope}/{name}` is {got}; the layer's fields and inputs need {wanted}. Check num_heads, qkv_features and out_features"
+            ),
+            Self::ParamMissing { scope, name } => write!(
+                f,
+                "parameter `{scope}/{name}` is not in the tree. Check the path of the layer in the file, and use_bias and normalize_qk"
+            ),
+            Self::ParamsEmpty => f.write_str("the layer has no parameters. Check the path of the layer in the file"),
+            Self::Exclusive { left, right } => write!(f, "`{left}` and `{right}` exclude each other; give only one of them"),
+            Self::Together { left, right } => write!(f, "`{left}` and `{right}` must be given together; give both or neither"),
+            Self::Unsupported { backend, feature, instead } => write!(f, "{backend} does not support {feature}. {instead}"),
+            Self::Hook { hook, reason } => write!(f, "the hook `{hook}` failed: {reason}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}

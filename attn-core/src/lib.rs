@@ -1,0 +1,56 @@
+//! The vocabulary of the attention workspace: element types, views, masks, the request that describes an
+//! attention call, the kernel traits that a backend implements, and the errors all of them share.
+//!
+//! The crate is `no_std`, never allocates and holds no `unsafe` code. It computes nothing itself: a backend
+//! (`attn-kernels-cpu`, `attn-kernels-cuda`) does, and a layer (`attn-layers`) asks it to.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`dtype`] | the one list of element types, JAX's promotion rules |
+//! | [`layout`] | shapes and strides of fixed capacity |
+//! | [`view`] | a borrowed buffer with a layout; storages that hold buffers |
+//! | [`mask`] | which keys a query sees, with polarity and alignment in the type |
+//! | [`request`] | one attention call as a value |
+//! | [`kernels`] | what a backend computes |
+//! | [`error`] | one error type: argument, got, wanted, what to do |
+//!
+//! # Features
+//!
+//! - `conformance`: the suite that every backend runs in its tests (needs `alloc`).
+//!
+//! # Example
+//!
+//! ```
+//! use attn_core::{Causal, Host, HostView, Mask};
+//!
+//! let keep = [1u8, 1, 0, 1, 1, 1];
+//! let mask = Mask::keep(HostView::new(&keep, &[2, 3])?);
+//! assert!(!mask.sees(&[0], 2));
+//! let causal = Causal::top_left();
+//! assert!(causal.sees(4, 4, 8, 8) && !causal.sees(4, 5, 8, 8));
+//! # Ok::<(), attn_core::Error>(())
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "conformance")]
+extern crate alloc;
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod dtype;
+pub mod error;
+pub mod kernels;
+pub mod layout;
+pub mod mask;
+pub mod request;
+pub mod view;
+
+pub use dtype::{DType, Element, Scalar, ScalarType};
+pub use error::{Error, Result};
+pub use half::{bf16, f16};
+pub use kernels::{Backend, Kernels, Projection, RowOrder};
+pub use layout::{Dims, Layout};
+pub use mask::{Causal, FullyMasked, Mask};
+pub use request::{Attention, AttentionShape, KeyValue, Outputs, Scale, Scores, Visible};
+pub use view::{Buffer, Host, HostView, HostViewMut, Storage, View, ViewMut};
