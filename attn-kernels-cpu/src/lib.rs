@@ -1,1 +1,62 @@
-//! Placeholder.
+//! CPU kernels for attention: a fused, flash-style attention that never holds a score matrix, and the projections
+//! around it. One source serves every instruction set; which one runs is a value, [`Cpu`].
+//!
+//! ```
+//! use attn_core::{Attention, AttentionShape, HostView, HostViewMut, Kernels};
+//! use attn_kernels_cpu::Cpu;
+//!
+//! let cpu = Cpu::detect();
+//! // One query and two keys, one head of depth 2: [length, heads, depth].
+//! let query = HostView::new(&[1.0f32, 0.0], &[1, 1, 2])?;
+//! let key = HostView::new(&[0.0f32, 0.0, 0.0, 0.0], &[2, 1, 2])?;
+//! let value = HostView::new(&[1.0f32, 2.0, 3.0, 4.0], &[2, 1, 2])?;
+//! let shape = AttentionShape::of(query.shape(), key.shape(), value.shape())?;
+//! let mut scratch = vec![0.0; Kernels::<f32>::attend_scratch(&cpu, &shape)];
+//! let mut out = [0.0f32; 2];
+//! cpu.attend(Attention::new(query, key, value), HostViewMut::new(&mut out, &[1, 1, 2])?, &mut scratch)?;
+//! assert_eq!(out, [2.0, 3.0]); // equal scores: the mean of both values
+//! # Ok::<(), attn_core::Error>(())
+//! ```
+//!
+//! | module | subject |
+//! |---|---|
+//! | `cpu`, `isa` | the backend value; instruction sets by name |
+//! | `simd` | the only door to the SIMD wrappers |
+//! | `element` | widening and narrowing of 16-bit types |
+//! | `micro` | the register tile: the product that everything rests on |
+//! | `softmax` | `exp2` and the online softmax of a strip |
+//! | `attend`, `flash`, `visibility` | jobs; the tile loop of one job; what a tile may see |
+//! | `project`, `gemm`, `normalize` | dense layers; the door to matrixmultiply; layer norm |
+//! | `threads`, `shared` | jobs on threads; rows of one output written by several |
+//!
+//! # Features
+//!
+//! - `std` (default): detection at run time, matrixmultiply for large products.
+//! - `rayon`: threads. Results have the same bits for every number of threads.
+//! - without `std`: `no_std`, no allocator.
+#![no_std]
+
+#[cfg(feature = "rayon")]
+extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+mod attend;
+mod cpu;
+mod element;
+mod flash;
+mod gemm;
+mod isa;
+mod micro;
+mod normalize;
+mod project;
+mod shared;
+mod simd;
+mod softmax;
+mod threads;
+mod visibility;
+
+pub use cpu::Cpu;
+pub use isa::Isa;
+#[cfg(feature = "rayon")]
+pub use rayon;

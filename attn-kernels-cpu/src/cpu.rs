@@ -1,0 +1,180 @@
+//! The backend value.
+
+use crate::element::Stored;
+use crate::isa::Isa;
+use crate::simd::Level;
+use crate::threads::{Jobs, Threads};
+use crate::{attend, normalize, project};
+use attn_core::{
+    Attention, AttentionShape, Backend, Error, Host, HostView, HostViewMut, Kernels, Projection,
+    Result,
+};
+
+/// A CPU with a chosen instruction set and threads.
+///
+/// Cheap to clone. Results depend on the instruction set in their last bits, never on the number of threads.
+#[derive(Debug, Clone)]
+pub struct Cpu {
+    isa: Isa,
+    level: Level,
+    threads: Threads,
+}
+
+impl Cpu {
+    /// The best instruction set of this machine, the caller's thread alone.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::with_isa(Isa::detect()).unwrap_or_else(|_| Self::portable())
+    }
+
+    /// Plain Rust, on any machine.
+    #[must_use]
+    pub fn portable() -> Self {
+        let level = Level::Portable(fearless_simd::Fallback::new());
+        Self {
+            isa: Isa::Portable,
+            level,
+            threads: Threads::default(),
+        }
+    }
+
+    /// This instruction set.
+    ///
+    /// ```
+    /// use attn_kernels_cpu::{Cpu, Isa};
+    /// assert_eq!(Cpu::with_isa(Isa::Portable)?.isa(), Isa::Portable);
+    /// # Ok::<(), attn_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if this machine lacks it.
+    pub fn with_isa(isa: Isa) -> Result<Self> {
+        Ok(Self {
+            isa,
+            level: isa.level()?,
+            threads: Threads::default(),
+        })
+    }
+
+    /// With a pool of `threads` threads of its own (1 means the caller's thread).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if the system gives no threads.
+    #[cfg(feature = "rayon")]
+    pub fn with_threads(self, threads: usize) -> Result<Self> {
+        if threads <= 1 {
+            return Ok(Self {
+                threads: Threads::default(),
+                ..self
+            });
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|_| Error::Unsupported {
+                backend: "this system",
+                feature: "another thread",
+                instead: "Ask for fewer threads",
+            })?;
+        Ok(self.with_pool(alloc::sync::Arc::new(pool)))
+    }
+
+    /// On the caller's pool.
+    #[cfg(feature = "rayon")]
+    #[must_use]
+    pub fn with_pool(self, pool: alloc::sync::Arc<rayon::ThreadPool>) -> Self {
+        Self {
+            threads: Threads::pool(pool),
+            ..self
+        }
+    }
+
+    /// The instruction set.
+    #[must_use]
+    pub const fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Number of threads.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads.count()
+    }
+
+    pub(crate) const fn level(&self) -> Level {
+        self.level
+    }
+
+    pub(crate) fn run<A: Send>(
+        &self,
+        jobs: usize,
+        scratch: &mut [A],
+        each: usize,
+        worker: impl Fn(&Jobs, &mut [A]) + Sync,
+    ) {
+        self.threads.run(jobs, scratch, each, worker);
+    }
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self::detect()
+    }
+}
+
+impl Backend for Cpu {
+    type Storage = Host;
+    type Error = Error;
+
+    fn name(&self) -> &'static str {
+        self.isa.name()
+    }
+}
+
+macro_rules! impl_kernels {
+    ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {$(
+        impl Kernels<$type> for Cpu {
+            fn project_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {
+                project::scratch::<$type>(self, rows, features, outputs)
+            }
+
+            fn project(
+                &self,
+                call: &Projection<'_, Host, $type>,
+                out: HostViewMut<'_, $type>,
+                scratch: &mut [$acc],
+            ) -> Result<()> {
+                project::project(self, call, out, scratch)
+            }
+
+            fn normalize(&self, x: HostViewMut<'_, $type>, scale: HostView<'_, $acc>, epsilon: f64) -> Result<()> {
+                normalize::normalize(self, x, scale, epsilon)
+            }
+
+            fn attend_scratch(&self, shape: &AttentionShape) -> usize {
+                attend::scratch::<$type>(self, shape)
+            }
+
+            fn attend(
+                &self,
+                call: Attention<'_, Host, $type>,
+                out: HostViewMut<'_, $type>,
+                scratch: &mut [$acc],
+            ) -> Result<()> {
+                attend::attend(self, call, out, scratch)
+            }
+        }
+    )+};
+}
+attn_core::for_each_dtype!(impl_kernels);
+
+// The macro above lists the same types; this keeps the list and the trait in step.
+const _: fn() = || {
+    fn stored<T: Stored>() {}
+    stored::<f32>();
+    stored::<f64>();
+    stored::<attn_core::f16>();
+    stored::<attn_core::bf16>();
+};
