@@ -18,6 +18,8 @@ use core::ops::Range;
 
 /// Rows of a job: the panel of the kernel is widened once for so many.
 const ROWS: usize = 48;
+/// Fewer rows read the kernel as it lies: gathering a panel costs about as much as two rows' products.
+const PANEL_ROWS: usize = 3;
 /// Columns of a job: whole panels of every instruction set, and enough jobs for the threads where rows are few.
 const COLUMNS: usize = 256;
 /// Rows of one call of matrixmultiply.
@@ -168,6 +170,16 @@ impl<T: Stored> Call<'_, T> {
         })
     }
 
+    /// A full panel of the kernel as it lies, and its stride, where no widening is needed.
+    #[inline(always)]
+    fn kernel_in_place(&self, columns: &Range<usize>, width: usize) -> Option<(&[T::Acc], usize)> {
+        let rows = even_rows(&self.kernel.layout)
+            .filter(|rows| columns.len() == width && rows.stride >= width)?;
+        let data = T::as_acc(self.kernel.data)?;
+        // Up to the panel's own last element: the last step must not be cut short by the end of the buffer.
+        Some((data.get(rows.first + columns.start..)?, rows.stride))
+    }
+
     /// The call as one for matrixmultiply, if it is.
     fn gemm(&self, cpu: &Cpu) -> Option<Gemm<'_, T>> {
         if !gemm::serves::<T>(cpu, (self.rows, self.features, self.outputs)) {
@@ -289,20 +301,28 @@ where
             for column in (start..(start + COLUMNS).min(call.outputs)).step_by(width::<S, T::Acc>())
             {
                 let columns = column..(column + width::<S, T::Acc>()).min(call.outputs);
-                load_panel::<S, T>(call, columns.clone(), panel, bias);
                 let (depth, width) = (call.features, width::<S, T::Acc>());
+                load_bias(call, columns.clone(), bias);
+                let in_place = (rows.len() < PANEL_ROWS)
+                    .then(|| call.kernel_in_place(&columns, width))
+                    .flatten();
+                let (right, stride) = match in_place {
+                    Some(right) => right,
+                    None => {
+                        load_panel::<S, T>(call, columns.clone(), panel);
+                        (&*panel, width)
+                    }
+                };
                 let tile = &mut tile[..rows.len() * width];
-                for_each_block::<S, T::Acc, _>(
-                    simd,
-                    rows.len(),
-                    &mut Product {
-                        input,
-                        panel,
-                        bias,
-                        tile,
-                        depth,
-                    },
-                );
+                let mut product = Product {
+                    input,
+                    right,
+                    stride,
+                    bias,
+                    tile,
+                    depth,
+                };
+                for_each_block::<S, T::Acc, _>(simd, rows.len(), &mut product);
                 for (row, from) in rows.clone().zip(tile.chunks_exact(width)) {
                     write_row(call, row, columns.clone(), &from[..columns.len()]);
                 }
@@ -313,12 +333,7 @@ where
 
 /// Columns of the kernel, widened, one tile's width each; columns beyond the last are 0.
 #[inline(always)]
-fn load_panel<S: Simd, T: Stored>(
-    call: &Call<'_, T>,
-    columns: Range<usize>,
-    panel: &mut [T::Acc],
-    bias: &mut [T::Acc],
-) {
+fn load_panel<S: Simd, T: Stored>(call: &Call<'_, T>, columns: Range<usize>, panel: &mut [T::Acc]) {
     let width = width::<S, T::Acc>();
     for (feature, to) in panel
         .chunks_exact_mut(width)
@@ -329,6 +344,10 @@ fn load_panel<S: Simd, T: Stored>(
         T::widen(from, &mut to[..from.len()]);
         to[from.len()..].fill(T::Acc::default());
     }
+}
+
+#[inline(always)]
+fn load_bias<T: Stored>(call: &Call<'_, T>, columns: Range<usize>, bias: &mut [T::Acc]) {
     bias.fill(T::Acc::default());
     for (column, to) in columns.zip(bias) {
         *to = call.bias_at(column);
@@ -349,7 +368,9 @@ fn write_row<T: Stored>(call: &Call<'_, T>, row: usize, columns: Range<usize>, f
 /// A tile of results from rows of the input and a panel of the kernel.
 struct Product<'a, A> {
     input: &'a [A],
-    panel: &'a [A],
+    right: &'a [A],
+    /// Elements of `right` from one feature to the next.
+    stride: usize,
     bias: &'a [A],
     tile: &'a mut [A],
     depth: usize,
@@ -364,8 +385,8 @@ impl<S: Simd, A: Lane> Block<S> for Product<'_, A> {
             simd,
             self.depth,
             &left,
-            self.panel,
-            width,
+            self.right,
+            self.stride,
             zeros::<S, A, ROWS>(simd),
         );
         let bias = load_row::<S, A>(simd, self.bias);
