@@ -53,4 +53,4 @@ pub use kernels::{Backend, Kernels, Projection, RowOrder};
 pub use layout::{Dims, Layout};
 pub use mask::{Causal, FullyMasked, Mask};
 pub use request::{Attention, AttentionShape, KeyValue, Outputs, Scale, Scores, Visible};
-pub use view::{Buffer, Host, HostView, HostViewMut, Storage, View, ViewMut};
+pub use view::{AnyView, AnyViewMut, Buffer, Host, HostView, HostViewMut, Storage, View, ViewMut};

@@ -1,6 +1,6 @@
 //! A borrowed buffer with a layout, over the storage that a backend computes in.
 
-use crate::dtype::Scalar;
+use crate::dtype::{DType, Scalar};
 use crate::error::{Error, Result};
 use crate::layout::{Dims, Layout};
 use core::fmt;
@@ -230,6 +230,83 @@ impl<S: Storage, T: Scalar> fmt::Debug for ViewMut<'_, S, T> {
         write!(f, "ViewMut<{}>{:?}", T::SCALAR, self.layout.shape())
     }
 }
+
+macro_rules! any_views {
+    ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {
+        /// A [`View`] of a dtype known only at run time.
+        #[derive(Debug, Clone, Copy)]
+        pub enum AnyView<'a, S: Storage> {
+            $(
+                #[doc = concat!(" Of `", stringify!($variant), "`.")]
+                $variant(View<'a, S, $type>),
+            )+
+        }
+
+        /// A [`ViewMut`] of a dtype known only at run time.
+        #[derive(Debug)]
+        pub enum AnyViewMut<'a, S: Storage> {
+            $(
+                #[doc = concat!(" Of `", stringify!($variant), "`.")]
+                $variant(ViewMut<'a, S, $type>),
+            )+
+        }
+
+        impl<S: Storage> AnyView<'_, S> {
+            /// Its dtype.
+            #[must_use]
+            pub const fn dtype(&self) -> DType {
+                match self {
+                    $(Self::$variant(_) => DType::$variant,)+
+                }
+            }
+        }
+
+        impl<S: Storage> AnyViewMut<'_, S> {
+            /// Its dtype.
+            #[must_use]
+            pub const fn dtype(&self) -> DType {
+                match self {
+                    $(Self::$variant(_) => DType::$variant,)+
+                }
+            }
+        }
+
+        $(
+            impl<'a, S: Storage> From<View<'a, S, $type>> for AnyView<'a, S> {
+                fn from(view: View<'a, S, $type>) -> Self {
+                    Self::$variant(view)
+                }
+            }
+
+            impl<'a, S: Storage> From<ViewMut<'a, S, $type>> for AnyViewMut<'a, S> {
+                fn from(view: ViewMut<'a, S, $type>) -> Self {
+                    Self::$variant(view)
+                }
+            }
+
+            impl<'a, S: Storage> TryFrom<AnyView<'a, S>> for View<'a, S, $type> {
+                type Error = Error;
+                fn try_from(any: AnyView<'a, S>) -> Result<Self> {
+                    match any {
+                        AnyView::$variant(view) => Ok(view),
+                        other => Err(Error::dtype_mismatch("view", other.dtype(), DType::$variant)),
+                    }
+                }
+            }
+
+            impl<'a, S: Storage> TryFrom<AnyViewMut<'a, S>> for ViewMut<'a, S, $type> {
+                type Error = Error;
+                fn try_from(any: AnyViewMut<'a, S>) -> Result<Self> {
+                    match any {
+                        AnyViewMut::$variant(view) => Ok(view),
+                        other => Err(Error::dtype_mismatch("output", other.dtype(), DType::$variant)),
+                    }
+                }
+            }
+        )+
+    };
+}
+crate::for_each_dtype!(any_views);
 
 fn reshape(layout: &Layout, shape: &[usize]) -> Result<Layout> {
     let shape = Dims::new(shape)?;

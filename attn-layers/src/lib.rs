@@ -1,1 +1,70 @@
-//! Placeholder.
+#![cfg_attr(feature = "std", doc = include_str!("../../README.md"))]
+#![no_std]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
+
+mod params;
+mod plan;
+mod scratch;
+pub mod tensor;
+mod typed;
+
+#[cfg(feature = "alloc")]
+mod cache;
+#[cfg(feature = "alloc")]
+mod einsum;
+#[cfg(feature = "alloc")]
+mod forward;
+#[cfg(feature = "alloc")]
+mod functions;
+#[cfg(feature = "alloc")]
+mod hooks;
+#[cfg(feature = "alloc")]
+mod layer;
+#[cfg(feature = "alloc")]
+mod masks;
+#[cfg(feature = "alloc")]
+mod stage;
+
+pub use attn_core::{
+    self as core, DType, Dims, Error, FullyMasked, HostView, HostViewMut, Result, ScalarType, bf16,
+    f16,
+};
+#[cfg(feature = "cpu")]
+pub use attn_kernels_cpu::{self as cpu, Cpu};
+#[cfg(feature = "cuda")]
+pub use attn_kernels_cuda as cuda;
+
+pub use params::{
+    AnyParams, Dense, ParamSource, Params, ParamsBF16, ParamsF16, ParamsF32, ParamsF64,
+};
+pub use plan::{Plan, ScratchSizes};
+pub use scratch::{AnyScratch, Scratch, ScratchBF16, ScratchF16, ScratchF32, ScratchF64};
+pub use typed::{
+    AnyInputs, AnyMultiHeadDotProductAttention, DecodeCache, DecodeCacheBF16, DecodeCacheF16,
+    DecodeCacheF32, DecodeCacheF64, Inputs, InputsBF16, InputsF16, InputsF32, InputsF64,
+    MultiHeadDotProductAttentionBF16, MultiHeadDotProductAttentionF16,
+    MultiHeadDotProductAttentionF32, MultiHeadDotProductAttentionF64,
+    MultiHeadDotProductAttentionOf, OnFull,
+};
+
+#[cfg(feature = "alloc")]
+pub use cache::{AnyCache, CacheAccess};
+#[cfg(feature = "alloc")]
+pub use functions::{DotProductAttention, dot_product_attention, dot_product_attention_weights};
+#[cfg(feature = "alloc")]
+pub use hooks::{AttentionArgs, AttentionFn, DotGeneral, DotGeneralCls, Einsum, EinsumCls};
+#[cfg(feature = "alloc")]
+pub use layer::{
+    Call, Initializer, MultiHeadAttention, MultiHeadDotProductAttention, Output, Precision,
+    SelfAttention,
+};
+#[cfg(feature = "alloc")]
+pub use masks::{combine_masks, make_attention_mask, make_attention_mask_with, make_causal_mask};
+#[cfg(feature = "alloc")]
+pub use scratch::OwnedScratch;
+#[cfg(feature = "alloc")]
+pub use stage::HostKernels;

@@ -1,0 +1,98 @@
+//! A user's own code in the place of a part of the layer: `attention_fn`, the dense layers' `dot_general`, the einsums.
+
+use crate::layer::Precision;
+use crate::tensor::{Tensor, TensorView};
+use alloc::boxed::Box;
+use attn_core::{DType, Result};
+
+/// What `attention_fn` is given beside query, key and value.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct AttentionArgs<'a> {
+    /// The mask, of any dtype; not 0 means that the query sees the key.
+    pub mask: Option<TensorView<'a>>,
+    /// The words of the dropout key.
+    pub dropout_rng: Option<[u32; 2]>,
+    /// The rate of dropout.
+    pub dropout_rate: f64,
+    /// Whether one dropout mask serves all batch entries and heads.
+    pub broadcast_dropout: bool,
+    /// Whether there is no dropout.
+    pub deterministic: bool,
+    /// The module's dtype.
+    pub dtype: Option<DType>,
+    /// The module's precision.
+    pub precision: Option<Precision>,
+    /// Whether softmax is to run in `float32`.
+    pub force_fp32_for_softmax: bool,
+}
+
+/// A replacement of `dot_product_attention` in the layer.
+pub trait AttentionFn {
+    /// From query `[batch..., query_length, heads, head_dim]`, key and value `[batch..., key_length, heads, head_dim]` to
+    /// `[batch..., query_length, heads, head_dim]`.
+    ///
+    /// # Errors
+    ///
+    /// Its own, [`Error::Hook`](crate::Error::Hook).
+    fn call(
+        &self,
+        query: TensorView<'_>,
+        key: TensorView<'_>,
+        value: TensorView<'_>,
+        args: &AttentionArgs<'_>,
+    ) -> Result<Tensor>;
+}
+
+impl<F> AttentionFn for F
+where
+    F: Fn(TensorView<'_>, TensorView<'_>, TensorView<'_>, &AttentionArgs<'_>) -> Result<Tensor>,
+{
+    fn call(
+        &self,
+        query: TensorView<'_>,
+        key: TensorView<'_>,
+        value: TensorView<'_>,
+        args: &AttentionArgs<'_>,
+    ) -> Result<Tensor> {
+        self(query, key, value, args)
+    }
+}
+
+/// A replacement of `lax.dot_general` in a dense layer.
+pub trait DotGeneral {
+    /// The product of `lhs` `[rows..., features]` and `rhs` `[features, outputs]`, both cast to the computation dtype; the bias is
+    /// added afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Its own, [`Error::Hook`](crate::Error::Hook).
+    fn call(&self, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor>;
+}
+
+impl<F: Fn(TensorView<'_>, TensorView<'_>) -> Result<Tensor>> DotGeneral for F {
+    fn call(&self, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor> {
+        self(lhs, rhs)
+    }
+}
+
+/// A replacement of the einsum of queries and keys, or of weights and values.
+pub trait Einsum {
+    /// The einsum that `spec` names: `...qhd,...khd->...hqk` or `...hqk,...khd->...qhd`.
+    ///
+    /// # Errors
+    ///
+    /// Its own, [`Error::Hook`](crate::Error::Hook).
+    fn call(&self, spec: &str, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor>;
+}
+
+impl<F: Fn(&str, TensorView<'_>, TensorView<'_>) -> Result<Tensor>> Einsum for F {
+    fn call(&self, spec: &str, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor> {
+        self(spec, lhs, rhs)
+    }
+}
+
+/// A factory of [`DotGeneral`], called once for each dense layer (`qkv_dot_general_cls`, `out_dot_general_cls`).
+pub type DotGeneralCls<'h> = &'h dyn Fn() -> Box<dyn DotGeneral + 'h>;
+/// A factory of [`Einsum`], called once a call (`qk_attn_weights_einsum_cls`, `attn_weights_value_einsum_cls`).
+pub type EinsumCls<'h> = &'h dyn Fn() -> Box<dyn Einsum + 'h>;

@@ -1,0 +1,363 @@
+//! Flax's layer: every constructor field and call argument by its own name.
+
+use crate::cache::{AnyCache, CacheAccess};
+use crate::forward;
+use crate::hooks::{AttentionFn, DotGeneral, DotGeneralCls, EinsumCls};
+use crate::params::ParamSource;
+use crate::stage::HostKernels;
+use crate::tensor::{Tensor, TensorView};
+use attn_core::{Result, ScalarType};
+use core::fmt;
+
+/// `jax.lax.Precision`. On a CPU all are exact `float32` products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// The backend's fastest.
+    Default,
+    /// Between the others.
+    High,
+    /// Exact in the dtype.
+    Highest,
+}
+
+/// A function of `jax.nn.initializers`, kept for the time when parameters are made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Initializer {
+    /// `lecun_normal()`, the default of kernels.
+    LecunNormal,
+    /// `lecun_uniform()`.
+    LecunUniform,
+    /// `he_normal()`.
+    HeNormal,
+    /// `he_uniform()`.
+    HeUniform,
+    /// `xavier_normal()`.
+    XavierNormal,
+    /// `xavier_uniform()`.
+    XavierUniform,
+    /// `normal(stddev)`.
+    Normal {
+        /// Standard deviation.
+        stddev: f64,
+    },
+    /// `truncated_normal(stddev)`.
+    TruncatedNormal {
+        /// Standard deviation before the cut.
+        stddev: f64,
+    },
+    /// `uniform(scale)`.
+    Uniform {
+        /// The end of the range that begins at 0.
+        scale: f64,
+    },
+    /// `constant(value)`.
+    Constant {
+        /// The value.
+        value: f64,
+    },
+    /// `zeros`, the default of biases.
+    Zeros,
+    /// `ones`.
+    Ones,
+}
+
+/// `flax.linen.MultiHeadDotProductAttention`: plain configuration that holds no data. Dtypes are those of the arrays at hand and
+/// promote as in JAX.
+///
+/// ```
+/// use attn_layers::{Call, Cpu, MultiHeadDotProductAttention, tensor::TensorView};
+///
+/// let layer = MultiHeadDotProductAttention { use_bias: false, ..MultiHeadDotProductAttention::new(1) };
+/// let one = TensorView::from_slice(&[1.0f32], &[1, 1, 1])?;
+/// let params = [("query/kernel", one), ("key/kernel", one), ("value/kernel", one), ("out/kernel", one)];
+/// let x = TensorView::from_slice(&[0.5f32, 0.5], &[2, 1])?;
+/// let y = layer.apply(&Cpu::detect(), &params, Call::new(x))?;
+/// assert_eq!(y.out.as_slice(), Some([0.5f32, 0.5].as_slice()));
+/// # Ok::<(), attn_layers::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct MultiHeadDotProductAttention<'h> {
+    /// Number of heads.
+    pub num_heads: usize,
+    /// Computation dtype; `None` infers it from inputs and parameters.
+    pub dtype: Option<ScalarType>,
+    /// Dtype given to the initializers.
+    pub param_dtype: ScalarType,
+    /// Total width of query, key and value; `None` or 0 is the width of `inputs_q`.
+    pub qkv_features: Option<usize>,
+    /// Width of the output; `None` or 0 is the width of `inputs_q`.
+    pub out_features: Option<usize>,
+    /// Whether one dropout mask serves all batch entries and heads.
+    pub broadcast_dropout: bool,
+    /// Probability that an attention weight is dropped.
+    pub dropout_rate: f64,
+    /// Whether there is no dropout; looked at only if the rate is above 0.
+    pub deterministic: Option<bool>,
+    /// Precision of the products.
+    pub precision: Option<Precision>,
+    /// Initializer of the kernels of query, key, value, and of out unless it has its own.
+    pub kernel_init: Initializer,
+    /// Initializer of out's kernel.
+    pub out_kernel_init: Option<Initializer>,
+    /// Initializer of the biases of query, key, value, and of out unless it has its own.
+    pub bias_init: Initializer,
+    /// Initializer of out's bias.
+    pub out_bias_init: Option<Initializer>,
+    /// Whether the dense layers have a bias.
+    pub use_bias: bool,
+    /// A replacement of the attention core.
+    pub attention_fn: Option<&'h dyn AttentionFn>,
+    /// Whether the layer decodes with a cache.
+    pub decode: bool,
+    /// Layer norm over `head_dim` of queries and keys.
+    pub normalize_qk: bool,
+    /// Whether softmax runs in `float32` and its weights stay so.
+    pub force_fp32_for_softmax: bool,
+    /// A replacement of the product in query, key and value.
+    pub qkv_dot_general: Option<&'h dyn DotGeneral>,
+    /// A replacement of the product in out.
+    pub out_dot_general: Option<&'h dyn DotGeneral>,
+    /// A factory of `qkv_dot_general`; wins over it.
+    pub qkv_dot_general_cls: Option<DotGeneralCls<'h>>,
+    /// A factory of `out_dot_general`; wins over it.
+    pub out_dot_general_cls: Option<DotGeneralCls<'h>>,
+    /// A factory of the einsum of queries and keys; both einsums or neither, and not with `precision`.
+    pub qk_attn_weights_einsum_cls: Option<EinsumCls<'h>>,
+    /// A factory of the einsum of weights and values.
+    pub attn_weights_value_einsum_cls: Option<EinsumCls<'h>>,
+    /// Names of the modules from the root down to this one: its place in the random streams. Empty at the root.
+    pub path: &'h [&'h str],
+}
+
+impl MultiHeadDotProductAttention<'_> {
+    /// Flax's defaults.
+    #[must_use]
+    pub const fn new(num_heads: usize) -> Self {
+        Self {
+            num_heads,
+            dtype: None,
+            param_dtype: ScalarType::F32,
+            qkv_features: None,
+            out_features: None,
+            broadcast_dropout: true,
+            dropout_rate: 0.0,
+            deterministic: None,
+            precision: None,
+            kernel_init: Initializer::LecunNormal,
+            out_kernel_init: None,
+            bias_init: Initializer::Zeros,
+            out_bias_init: None,
+            use_bias: true,
+            attention_fn: None,
+            decode: false,
+            normalize_qk: false,
+            force_fp32_for_softmax: false,
+            qkv_dot_general: None,
+            out_dot_general: None,
+            qkv_dot_general_cls: None,
+            out_dot_general_cls: None,
+            qk_attn_weights_einsum_cls: None,
+            attn_weights_value_einsum_cls: None,
+            path: &[],
+        }
+    }
+
+    /// `module.apply`. With `decode` the call makes the cache or does one step on it.
+    ///
+    /// # Errors
+    ///
+    /// Everything that Flax refuses, in Flax's order; see [`Error`](crate::Error).
+    pub fn apply<B: HostKernels>(
+        &self,
+        backend: &B,
+        params: &dyn ParamSource,
+        call: Call<'_>,
+    ) -> Result<Output> {
+        forward::apply(self, backend, params, call)
+    }
+
+    /// Many tokens of decoding at once: the same outputs and cache, bit for bit, as feeding them one by one. The cache must be there
+    /// (a call of [`MultiHeadDotProductAttention::apply`] or [`MultiHeadDotProductAttention::init_cache`] makes it); a mask
+    /// broadcasts to `[batch..., heads, tokens, max_length]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CacheMissing`](crate::Error::CacheMissing), and those of [`MultiHeadDotProductAttention::apply`]; the cache is then as it was.
+    pub fn prefill<B: HostKernels>(
+        &self,
+        backend: &B,
+        params: &dyn ParamSource,
+        call: Call<'_>,
+        cache: &mut AnyCache,
+    ) -> Result<Output> {
+        forward::prefill(self, backend, params, call, cache)
+    }
+
+    /// An empty cache for inputs like these, `[batch..., max_length, features]`: what the initializing call of Flax leaves.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`MultiHeadDotProductAttention::apply`] that concern shapes and parameters of key and value.
+    pub fn init_cache(&self, params: &dyn ParamSource, call: &Call<'_>) -> Result<AnyCache> {
+        forward::init_cache(self, params, call)
+    }
+}
+
+impl fmt::Debug for MultiHeadDotProductAttention<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MultiHeadDotProductAttention")
+            .field("num_heads", &self.num_heads)
+            .field("dtype", &self.dtype)
+            .field("qkv_features", &self.qkv_features)
+            .field("out_features", &self.out_features)
+            .field("use_bias", &self.use_bias)
+            .field("decode", &self.decode)
+            .field("normalize_qk", &self.normalize_qk)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The arguments of a call, by Flax's names.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Call<'a> {
+    /// `[batch..., query_length, features]`.
+    pub inputs_q: TensorView<'a>,
+    /// `[batch..., key_length, features]`; `None` is `inputs_q`.
+    pub inputs_k: Option<TensorView<'a>>,
+    /// `[batch..., key_length, features]`; `None` is `inputs_k`.
+    pub inputs_v: Option<TensorView<'a>>,
+    /// Keys and values in one; not together with the others.
+    pub inputs_kv: Option<TensorView<'a>>,
+    /// Broadcasts to `[batch..., heads, query_length, key_length]`; any dtype, not 0 means that the query sees the key.
+    pub mask: Option<TensorView<'a>>,
+    /// Whether there is no dropout.
+    pub deterministic: Option<bool>,
+    /// The words of the dropout key.
+    pub dropout_rng: Option<[u32; 2]>,
+    /// Whether to return the attention weights.
+    pub sow_weights: bool,
+    /// The collection `cache`.
+    pub cache: CacheAccess<'a>,
+}
+
+impl<'a> Call<'a> {
+    /// Self-attention of `inputs_q`.
+    #[must_use]
+    pub const fn new(inputs_q: TensorView<'a>) -> Self {
+        Self {
+            inputs_q,
+            inputs_k: None,
+            inputs_v: None,
+            inputs_kv: None,
+            mask: None,
+            deterministic: None,
+            dropout_rng: None,
+            sow_weights: false,
+            cache: CacheAccess::None,
+        }
+    }
+
+    /// With `inputs_k`.
+    #[must_use]
+    pub fn with_inputs_k(mut self, inputs_k: Option<TensorView<'a>>) -> Self {
+        self.inputs_k = inputs_k;
+        self
+    }
+
+    /// With `inputs_v`.
+    #[must_use]
+    pub fn with_inputs_v(mut self, inputs_v: Option<TensorView<'a>>) -> Self {
+        self.inputs_v = inputs_v;
+        self
+    }
+
+    /// With `inputs_kv`.
+    #[must_use]
+    pub fn with_inputs_kv(mut self, inputs_kv: Option<TensorView<'a>>) -> Self {
+        self.inputs_kv = inputs_kv;
+        self
+    }
+
+    /// With `mask`.
+    #[must_use]
+    pub fn with_mask(mut self, mask: Option<TensorView<'a>>) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    /// With `deterministic`.
+    #[must_use]
+    pub fn with_deterministic(mut self, deterministic: Option<bool>) -> Self {
+        self.deterministic = deterministic;
+        self
+    }
+
+    /// With `dropout_rng`.
+    #[must_use]
+    pub fn with_dropout_rng(mut self, dropout_rng: Option<[u32; 2]>) -> Self {
+        self.dropout_rng = dropout_rng;
+        self
+    }
+
+    /// With `sow_weights`.
+    #[must_use]
+    pub fn with_sow_weights(mut self, sow_weights: bool) -> Self {
+        self.sow_weights = sow_weights;
+        self
+    }
+
+    /// With the collection `cache`.
+    #[must_use]
+    pub fn with_cache(mut self, cache: CacheAccess<'a>) -> Self {
+        self.cache = cache;
+        self
+    }
+}
+
+/// What a call gives.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Output {
+    /// `[batch..., query_length, out_features]`.
+    pub out: Tensor,
+    /// With `sow_weights`: the weights after softmax, `[batch..., heads, query_length, key_length]`.
+    pub attention_weights: Option<Tensor>,
+}
+
+/// `flax.linen.MultiHeadAttention`: the same layer; in Flax only its automatic name differs.
+pub type MultiHeadAttention<'h> = MultiHeadDotProductAttention<'h>;
+
+/// `flax.linen.SelfAttention`: the same layer for one input.
+#[derive(Debug, Clone)]
+pub struct SelfAttention<'h>(pub MultiHeadDotProductAttention<'h>);
+
+impl SelfAttention<'_> {
+    /// Flax's defaults.
+    #[must_use]
+    pub const fn new(num_heads: usize) -> Self {
+        Self(MultiHeadDotProductAttention::new(num_heads))
+    }
+
+    /// `module.apply`: `mask` is the second argument as in Flax.
+    ///
+    /// # Errors
+    ///
+    /// As [`MultiHeadDotProductAttention::apply`].
+    pub fn apply<B: HostKernels>(
+        &self,
+        backend: &B,
+        params: &dyn ParamSource,
+        inputs_q: TensorView<'_>,
+        mask: Option<TensorView<'_>>,
+        deterministic: Option<bool>,
+        sow_weights: bool,
+    ) -> Result<Output> {
+        let call = Call::new(inputs_q)
+            .with_mask(mask)
+            .with_deterministic(deterministic)
+            .with_sow_weights(sow_weights);
+        self.0.apply(backend, params, call)
+    }
+}

@@ -1,0 +1,185 @@
+//! The parameters of a layer: typed views for the typed layers, and a source of named arrays for Flax's.
+
+use crate::plan::Plan;
+use crate::tensor::TensorView;
+use attn_core::{Dims, Element, Error, Result, Storage, View};
+
+/// A dense layer's parameters (`flax.linen.DenseGeneral`).
+#[derive(Debug)]
+pub struct Dense<'p, S: Storage, T: Element> {
+    /// `[features, heads, head_dim]` for query, key and value; `[heads, head_dim, features]` for out.
+    pub kernel: View<'p, S, T>,
+    /// `[heads, head_dim]`; `[features]` for out. `None` with `use_bias=False`.
+    pub bias: Option<View<'p, S, T>>,
+}
+
+/// All parameters of a layer, by Flax's names, in one dtype.
+#[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
+#[derive(Debug)]
+pub struct Params<'p, S: Storage, T: Element> {
+    /// `query`.
+    pub query: Dense<'p, S, T>,
+    /// `key`.
+    pub key: Dense<'p, S, T>,
+    /// `value`.
+    pub value: Dense<'p, S, T>,
+    /// `out`.
+    pub out: Dense<'p, S, T>,
+    /// `query_ln/scale`, `[head_dim]`, with `normalize_qk`.
+    pub query_ln: Option<View<'p, S, T::Acc>>,
+    /// `key_ln/scale`, `[head_dim]`, with `normalize_qk`.
+    pub key_ln: Option<View<'p, S, T::Acc>>,
+}
+
+impl<S: Storage, T: Element> Clone for Dense<'_, S, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: Storage, T: Element> Copy for Dense<'_, S, T> {}
+
+impl<S: Storage, T: Element> Clone for Params<'_, S, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: Storage, T: Element> Copy for Params<'_, S, T> {}
+
+impl<S: Storage, T: Element> Dense<'_, S, T> {
+    fn check(
+        &self,
+        scope: &'static str,
+        kernel: &[usize],
+        bias: &[usize],
+        use_bias: bool,
+    ) -> Result<()> {
+        same_shape(scope, "kernel", self.kernel.shape(), kernel)?;
+        match &self.bias {
+            Some(given) if use_bias => same_shape(scope, "bias", given.shape(), bias),
+            None if use_bias => Err(Error::ParamMissing {
+                scope,
+                name: "bias",
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<S: Storage, T: Element> Params<'_, S, T> {
+    pub(crate) fn check(&self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<()> {
+        let heads = [plan.num_heads, plan.head_dim];
+        let inputs = [
+            ("query", &self.query),
+            ("key", &self.key),
+            ("value", &self.value),
+        ];
+        for ((scope, dense), features) in inputs.into_iter().zip(plan.features) {
+            dense.check(scope, &[features, heads[0], heads[1]], &heads, use_bias)?;
+        }
+        if normalize_qk {
+            for (scope, scale) in [("query_ln", &self.query_ln), ("key_ln", &self.key_ln)] {
+                let scale = scale.as_ref().ok_or(Error::ParamMissing {
+                    scope,
+                    name: "scale",
+                })?;
+                same_shape(scope, "scale", scale.shape(), &[plan.head_dim])?;
+            }
+        }
+        self.out.check(
+            "out",
+            &[heads[0], heads[1], plan.out_features],
+            &[plan.out_features],
+            use_bias,
+        )
+    }
+}
+
+fn same_shape(scope: &'static str, name: &'static str, got: &Dims, wanted: &[usize]) -> Result<()> {
+    if got.as_slice() == wanted {
+        return Ok(());
+    }
+    Err(Error::ParamShape {
+        scope,
+        name,
+        got: *got,
+        wanted: Dims::new(wanted)?,
+    })
+}
+
+/// Where a layer's parameters are looked up: `query/kernel`, `query/bias`, …, `query_ln/scale`, `out/bias`.
+///
+/// A part of a weight file is one (`io::Subtree`), and so is a list of names and arrays:
+///
+/// ```
+/// use attn_layers::{ParamSource, tensor::TensorView};
+/// let params = [("query/kernel", TensorView::from_slice(&[1.0f32], &[1, 1, 1])?)];
+/// assert!(params.tensor("query", "kernel").is_some() && params.tensor("key", "kernel").is_none());
+/// # Ok::<(), attn_layers::Error>(())
+/// ```
+pub trait ParamSource {
+    /// The array `scope/name`, if it is there.
+    fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>>;
+
+    /// Whether there is any array below `scope`: Flax tells a submodule without parameters from one that lacks a parameter.
+    fn has_scope(&self, scope: &str) -> bool;
+}
+
+impl ParamSource for [(&str, TensorView<'_>)] {
+    fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
+        let matches = |path: &str| {
+            path.strip_prefix(scope)
+                .and_then(|rest| rest.strip_prefix('/'))
+                .is_some_and(|rest| rest == name)
+        };
+        self.iter()
+            .find(|(path, _)| matches(path))
+            .map(|&(_, view)| view)
+    }
+
+    fn has_scope(&self, scope: &str) -> bool {
+        self.iter().any(|(path, _)| {
+            path.strip_prefix(scope)
+                .is_some_and(|rest| rest.starts_with('/'))
+        })
+    }
+}
+
+impl<const N: usize> ParamSource for [(&str, TensorView<'_>); N] {
+    fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
+        self.as_slice().tensor(scope, name)
+    }
+
+    fn has_scope(&self, scope: &str) -> bool {
+        self.as_slice().has_scope(scope)
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl ParamSource for alloc::vec::Vec<(&str, TensorView<'_>)> {
+    fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
+        self.as_slice().tensor(scope, name)
+    }
+
+    fn has_scope(&self, scope: &str) -> bool {
+        self.as_slice().has_scope(scope)
+    }
+}
+
+/// The array `scope/name` of a source, checked.
+#[cfg(feature = "alloc")]
+pub(crate) fn find<'p>(
+    params: &'p dyn ParamSource,
+    scope: &'static str,
+    name: &'static str,
+    shape: &[usize],
+) -> Result<TensorView<'p>> {
+    let Some(tensor) = params.tensor(scope, name) else {
+        return Err(if params.has_scope(scope) {
+            Error::ParamMissing { scope, name }
+        } else {
+            Error::ParamsEmpty
+        });
+    };
+    same_shape(scope, name, tensor.shape(), shape)?;
+    Ok(tensor)
+}

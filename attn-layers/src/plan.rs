@@ -1,0 +1,161 @@
+//! The sizes of one call of a layer, checked once.
+
+use attn_core::{AttentionShape, Backend, Dims, Element, Error, Kernels, Result};
+
+/// The sizes of one call: every error of shape ends here. Plain numbers, made once for a shape and used for every call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Batch axes, the same for all inputs.
+    pub(crate) batch: Dims,
+    pub(crate) batch_size: usize,
+    pub(crate) query_length: usize,
+    pub(crate) key_length: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) head_dim: usize,
+    /// Features of the inputs to query, key and value.
+    pub(crate) features: [usize; 3],
+    pub(crate) out_features: usize,
+    /// Product of the hidden axes, `num_heads * head_dim`.
+    pub(crate) hidden: usize,
+}
+
+/// Elements of each buffer of a [`Scratch`](crate::Scratch).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ScratchSizes {
+    /// Projected queries.
+    pub q: usize,
+    /// Projected keys.
+    pub k: usize,
+    /// Projected values.
+    pub v: usize,
+    /// Output of the attention core.
+    pub context: usize,
+    /// The kernels' own tiles, in accumulators.
+    pub tiles: usize,
+}
+
+/// `num_heads` must be there and divide `qkv_features`.
+pub(crate) fn head_dim(qkv_features: usize, num_heads: usize) -> Result<usize> {
+    match qkv_features.checked_rem(num_heads) {
+        None => Err(Error::NoHeads),
+        Some(0) => Ok(qkv_features / num_heads),
+        Some(_) => Err(Error::HeadsDoNotDivide {
+            qkv_features,
+            num_heads,
+        }),
+    }
+}
+
+impl Plan {
+    /// For inputs `[batch..., length, features]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoHeads`], [`Error::HeadsDoNotDivide`], [`Error::Rank`], [`Error::Mismatch`], [`Error::TooLarge`].
+    pub(crate) fn new(
+        num_heads: usize,
+        qkv_features: Option<usize>,
+        out_features: Option<usize>,
+        [query, key, value]: [&Dims; 3],
+    ) -> Result<Self> {
+        let Some(&features) = query.last() else {
+            return Err(Error::Rank {
+                argument: "inputs_q",
+                got: 0,
+                wanted: "[batch..., length, features]",
+            });
+        };
+        // Flax's `x or y`: 0 means not given.
+        let or_features =
+            |given: Option<usize>| given.filter(|&given| given != 0).unwrap_or(features);
+        let hidden = or_features(qkv_features);
+        let head_dim = head_dim(hidden, num_heads)?;
+        let last = |argument, dims: &Dims| {
+            dims.last().copied().ok_or(Error::Rank {
+                argument,
+                got: 0,
+                wanted: "[batch..., length, features]",
+            })
+        };
+        let features = [features, last("inputs_k", key)?, last("inputs_v", value)?];
+        let heads =
+            |dims: &Dims| Dims::new(&dims[..dims.rank() - 1])?.concat(&[num_heads, head_dim]);
+        let shape = AttentionShape::of(&heads(query)?, &heads(key)?, &heads(value)?)?;
+        Ok(Self {
+            batch: Dims::new(&query[..query.rank() - 2])?,
+            batch_size: shape.batch,
+            query_length: shape.query_length,
+            key_length: shape.key_length,
+            num_heads,
+            head_dim,
+            features,
+            out_features: or_features(out_features),
+            hidden,
+        })
+    }
+
+    /// Shape of the output, `[batch..., query_length, out_features]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rank`] beyond 16 axes.
+    pub fn output(&self) -> Result<Dims> {
+        self.batch.concat(&[self.query_length, self.out_features])
+    }
+
+    /// Shape of the attention weights, `[batch..., num_heads, query_length, key_length]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rank`] beyond 16 axes.
+    pub fn weights(&self) -> Result<Dims> {
+        self.batch
+            .concat(&[self.num_heads, self.query_length, self.key_length])
+    }
+
+    pub(crate) fn flat(&self, length: usize) -> Result<Dims> {
+        self.batch.concat(&[length, self.hidden])
+    }
+
+    pub(crate) fn heads(&self, length: usize) -> Result<Dims> {
+        self.batch.concat(&[length, self.num_heads, self.head_dim])
+    }
+
+    /// Buffers that `apply` needs on `backend`.
+    ///
+    /// ```
+    /// use attn_layers::{Cpu, Dims, MultiHeadDotProductAttentionOf};
+    /// let layer = MultiHeadDotProductAttentionOf::<f32>::new(4);
+    /// let inputs = Dims::new(&[2, 10, 16])?;
+    /// let plan = layer.plan(&inputs, &inputs, &inputs)?;
+    /// assert_eq!(plan.scratch::<f32, _>(&Cpu::portable()).q, 2 * 10 * 16);
+    /// # Ok::<(), attn_layers::Error>(())
+    /// ```
+    pub fn scratch<T: Element, B: Kernels<T> + Backend>(&self, backend: &B) -> ScratchSizes {
+        let rows = |length: usize| self.batch_size.saturating_mul(length);
+        let (queries, keys) = (rows(self.query_length), rows(self.key_length));
+        let projections = [
+            (queries, self.features[0], self.hidden),
+            (keys, self.features[1], self.hidden),
+            (keys, self.features[2], self.hidden),
+            (queries, self.hidden, self.out_features),
+        ];
+        let tiles = projections
+            .map(|(rows, features, outputs)| backend.project_scratch(rows, features, outputs));
+        let attend = self
+            .attention_shape()
+            .map_or(0, |shape| backend.attend_scratch(&shape));
+        ScratchSizes {
+            q: queries.saturating_mul(self.hidden),
+            k: keys.saturating_mul(self.hidden),
+            v: keys.saturating_mul(self.hidden),
+            context: queries.saturating_mul(self.hidden),
+            tiles: tiles.into_iter().fold(attend, usize::max),
+        }
+    }
+
+    fn attention_shape(&self) -> Result<AttentionShape> {
+        let (query, key) = (self.heads(self.query_length)?, self.heads(self.key_length)?);
+        AttentionShape::of(&query, &key, &key)
+    }
+}

@@ -1,0 +1,233 @@
+//! The operations of a layer on arrays whose dtype is known only at run time: each casts its operands to the dtype it is
+//! told (borrowing where nothing changes) and calls the backend's kernel of that dtype.
+
+use crate::scratch::buffer;
+use crate::tensor::{Tensor, TensorView};
+use alloc::vec::Vec;
+use attn_core::{
+    Attention, AttentionShape, Backend, Causal, DType, Dims, Element, Error, FullyMasked, Host,
+    HostView, HostViewMut, Kernels, Mask, Projection, Result, RowOrder, ScalarType, bf16, f16,
+};
+
+/// A backend on the host's memory that has kernels for every dtype: what Flax's layer needs, whose dtypes are known only at
+/// run time.
+pub trait HostKernels:
+    Backend<Storage = Host, Error = Error> + Kernels<f32> + Kernels<f64> + Kernels<f16> + Kernels<bf16>
+{
+}
+
+impl<B> HostKernels for B where
+    B: Backend<Storage = Host, Error = Error>
+        + Kernels<f32>
+        + Kernels<f64>
+        + Kernels<f16>
+        + Kernels<bf16>
+{
+}
+
+/// Calls a function generic over the element type with the one that a [`DType`] names.
+macro_rules! with_dtype {
+    ($dtype:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $dtype {
+            DType::F32 => $function::<f32, _>($($argument),*),
+            DType::F64 => $function::<f64, _>($($argument),*),
+            DType::F16 => $function::<f16, _>($($argument),*),
+            DType::BF16 => $function::<bf16, _>($($argument),*),
+        }
+    };
+}
+
+/// `promote_dtype`: the module's dtype if it is set, else what JAX promotes the arrays to: their floats among each other,
+/// or `float32` where there is none.
+pub(crate) fn promote(dtype: Option<DType>, arrays: impl IntoIterator<Item = ScalarType>) -> DType {
+    dtype.unwrap_or_else(|| {
+        arrays
+            .into_iter()
+            .filter_map(ScalarType::float)
+            .reduce(DType::promote)
+            .unwrap_or(DType::F32)
+    })
+}
+
+/// `x · kernel + bias` in `dtype`, `x` `[..., features]`, `kernel` `[features, outputs]`.
+pub(crate) fn project<B: HostKernels>(
+    backend: &B,
+    dtype: DType,
+    row_order: RowOrder,
+    x: &TensorView<'_>,
+    kernel: &TensorView<'_>,
+    bias: Option<&TensorView<'_>>,
+) -> Result<Tensor> {
+    with_dtype!(dtype, project_as(backend, row_order, x, kernel, bias))
+}
+
+fn project_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>(
+    backend: &B,
+    row_order: RowOrder,
+    x: &TensorView<'_>,
+    kernel: &TensorView<'_>,
+    bias: Option<&TensorView<'_>>,
+) -> Result<Tensor> {
+    let (&[features, outputs], Some((_, rows))) =
+        (kernel.shape().as_slice(), x.shape().split_last())
+    else {
+        return Err(Error::Rank {
+            argument: "kernel",
+            got: kernel.shape().rank(),
+            wanted: "[features, outputs]",
+        });
+    };
+    let shape = Dims::new(rows)?.push(outputs)?;
+    let rows = Dims::new(rows)?.elements()?;
+    let mut out = Tensor::zeros(T::SCALAR, &shape)?;
+    let (x_data, kernel_data) = (x.cast::<T>()?, kernel.cast::<T>()?);
+    let bias_data = bias.map(|bias| bias.cast::<T>()).transpose()?;
+    let call = Projection {
+        input: HostView::new(&x_data, x.shape())?,
+        kernel: HostView::new(&kernel_data, kernel.shape())?,
+        bias: bias_data
+            .as_ref()
+            .map(|bias| HostView::new(bias, &[outputs]))
+            .transpose()?,
+        row_order,
+    };
+    let mut scratch: Vec<T::Acc> = buffer(backend.project_scratch(rows, features, outputs))?;
+    backend.project(
+        &call,
+        HostViewMut::new(elements(&mut out)?, &shape)?,
+        &mut scratch,
+    )?;
+    Ok(out)
+}
+
+/// Layer norm of the last axis in `dtype`.
+pub(crate) fn normalize<B: HostKernels>(
+    backend: &B,
+    dtype: DType,
+    x: &TensorView<'_>,
+    scale: &TensorView<'_>,
+) -> Result<Tensor> {
+    with_dtype!(dtype, normalize_as(backend, x, scale))
+}
+
+fn normalize_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>(
+    backend: &B,
+    x: &TensorView<'_>,
+    scale: &TensorView<'_>,
+) -> Result<Tensor> {
+    let mut out = x.to_scalar(T::SCALAR)?;
+    let shape = *out.shape();
+    // The scale is not rounded to the computation dtype: Flax multiplies in the statistics' type.
+    let scale = scale.cast::<T::Acc>()?;
+    let view = HostViewMut::new(elements::<T>(&mut out)?, &shape)?;
+    backend.normalize(
+        view,
+        HostView::new(&scale, &[scale.len()])?,
+        crate::typed::EPSILON,
+    )?;
+    Ok(out)
+}
+
+/// The parts of an attention call beside query, key and value.
+#[derive(Default)]
+pub(crate) struct Options<'a> {
+    pub(crate) bias: Option<&'a TensorView<'a>>,
+    pub(crate) keep: Option<&'a Keep>,
+    pub(crate) causal: Option<Causal>,
+    pub(crate) weights: bool,
+}
+
+/// Output and weights of the attention core. Weights are in accumulator precision.
+pub(crate) struct Attended {
+    pub(crate) out: Tensor,
+    pub(crate) weights: Option<Tensor>,
+}
+
+/// The fused attention in `dtype`.
+pub(crate) fn attend<B: HostKernels>(
+    backend: &B,
+    dtype: DType,
+    [query, key, value]: [&TensorView<'_>; 3],
+    options: &Options<'_>,
+) -> Result<Attended> {
+    with_dtype!(dtype, attend_as(backend, [query, key, value], options))
+}
+
+fn attend_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>(
+    backend: &B,
+    [query, key, value]: [&TensorView<'_>; 3],
+    options: &Options<'_>,
+) -> Result<Attended> {
+    let shape = AttentionShape::of(query.shape(), key.shape(), value.shape())?;
+    let out_shape = shape.output(query.shape())?;
+    let weights_shape = shape.weights(query.shape())?;
+    let mut out = Tensor::zeros(T::SCALAR, &out_shape)?;
+    let mut weights = match options.weights {
+        true => Some(Tensor::zeros(
+            <T::Acc as attn_core::Scalar>::SCALAR,
+            &weights_shape,
+        )?),
+        false => None,
+    };
+    let (query_data, key_data, value_data) =
+        (query.cast::<T>()?, key.cast::<T>()?, value.cast::<T>()?);
+    let bias_data = options.bias.map(|bias| bias.cast::<T::Acc>()).transpose()?;
+    let bias = match (&bias_data, options.bias) {
+        (Some(data), Some(bias)) => Some(HostView::new(data, bias.shape())?),
+        _ => None,
+    };
+    let weights_view = match &mut weights {
+        Some(weights) => Some(HostViewMut::new(elements(weights)?, &weights_shape)?),
+        None => None,
+    };
+    let call = Attention::new(
+        HostView::new(&query_data, query.shape())?,
+        HostView::new(&key_data, key.shape())?,
+        HostView::new(&value_data, value.shape())?,
+    )
+    .with_bias(bias)
+    .with_mask(options.keep.map(Keep::mask).transpose()?)
+    .with_causal(options.causal)
+    .with_fully_masked(FullyMasked::MeanOfValues)
+    .with_weights(weights_view);
+    let mut scratch: Vec<T::Acc> = buffer(backend.attend_scratch(&shape))?;
+    backend.attend(
+        call,
+        HostViewMut::new(elements(&mut out)?, &out_shape)?,
+        &mut scratch,
+    )?;
+    Ok(Attended { out, weights })
+}
+
+/// The elements of a tensor that was made with this type.
+fn elements<T: attn_core::Scalar>(tensor: &mut Tensor) -> Result<&mut [T]> {
+    let got = tensor.scalar();
+    tensor.as_mut_slice().ok_or(Error::DTypeMismatch {
+        argument: "tensor",
+        got,
+        wanted: T::SCALAR,
+    })
+}
+
+/// A mask of any dtype as bytes: 1 where it is not 0.
+pub(crate) struct Keep {
+    bytes: Vec<u8>,
+    shape: Dims,
+}
+
+impl Keep {
+    pub(crate) fn new(mask: &TensorView<'_>) -> Result<Self> {
+        let mut bytes = crate::tensor::filled(0u8, mask.elements(), mask.shape())?;
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            *byte = u8::from(mask.is_nonzero(index));
+        }
+        Ok(Self {
+            bytes,
+            shape: *mask.shape(),
+        })
+    }
+
+    fn mask(&self) -> Result<Mask<'_, Host>> {
+        Ok(Mask::keep(HostView::new(&self.bytes, &self.shape)?))
+    }
+}
