@@ -1,0 +1,324 @@
+//! A case: what its four files hold, read and checked, not yet run.
+
+use super::fields::Fields;
+use super::tensors::{self, Tensors};
+use anyhow::{Context, Result, bail, ensure};
+use attn_layers::ScalarType;
+use attn_layers::tensor::TensorView;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What a case asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Forward,
+    Decode,
+    Init,
+    Function,
+    Error,
+}
+
+/// How one output is judged.
+#[derive(Debug, Clone)]
+pub(crate) struct Expected {
+    /// numpy's name of the output's type.
+    pub(crate) dtype: String,
+    /// The output's shape.
+    pub(crate) shape: Vec<usize>,
+    /// The tensor of the expected file to compare with.
+    pub(crate) truth: String,
+    /// The largest difference allowed, 0 for an exact output.
+    pub(crate) atol: f64,
+}
+
+/// An exception of Flax.
+#[derive(Debug, Clone)]
+pub(crate) struct Exception {
+    pub(crate) class: String,
+    pub(crate) message: String,
+}
+
+/// A recorded call, with everything that the program needs to repeat it.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) kind: Kind,
+    /// The module's class, or none for a function.
+    pub(crate) module: Option<String>,
+    /// The function's name, for a function.
+    pub(crate) function: Option<String>,
+    pub(crate) config: Fields,
+    pub(crate) call: Fields,
+    pub(crate) rngs: Fields,
+    /// Whether Flax's 64-bit types were on.
+    pub(crate) x64: bool,
+    /// Slots of the decode cache.
+    pub(crate) max_length: Option<usize>,
+    /// Tokens of a decode case.
+    pub(crate) steps: Option<usize>,
+    /// Whether the call may change the cache.
+    pub(crate) mutable: bool,
+    pub(crate) params: Tensors,
+    pub(crate) inputs: Tensors,
+    pub(crate) expected: BTreeMap<String, Expected>,
+    /// The contents of the expected file.
+    pub(crate) truth: Tensors,
+    pub(crate) error: Option<Exception>,
+}
+
+impl Case {
+    /// The tensor that is given as the call's argument `name`.
+    pub(crate) fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        self.optional_tensor(name)?
+            .with_context(|| format!("call.{name} is missing"))
+    }
+
+    /// The same, if it is given.
+    pub(crate) fn optional_tensor(&self, name: &str) -> Result<Option<TensorView<'_>>> {
+        let tensor = self.call.text(name)?;
+        tensor.map(|tensor| self.inputs.view(tensor)).transpose()
+    }
+
+    /// The tensor that is given at `position` of the call's positional arguments, or as its argument `name`.
+    pub(crate) fn argument(&self, position: usize, name: &str) -> Result<Option<TensorView<'_>>> {
+        match self
+            .call
+            .texts("positional")?
+            .get(position)
+            .copied()
+            .flatten()
+        {
+            Some(tensor) => self.inputs.view(tensor).map(Some),
+            None => self.optional_tensor(name),
+        }
+    }
+
+    /// The words of the key that dropout would use: the call's own, or one of the streams given to apply.
+    pub(crate) fn dropout_rng(&self) -> Result<Option<[u32; 2]>> {
+        let own = self.call.text("dropout_rng")?;
+        let stream = self.rngs.text("dropout")?.or(self.rngs.text("params")?);
+        own.or(stream).map(|name| self.key(name)).transpose()
+    }
+
+    fn key(&self, name: &str) -> Result<[u32; 2]> {
+        let key = self.inputs.view(name)?;
+        ensure!(
+            key.scalar() == ScalarType::U32 && **key.shape() == [2],
+            "the key {name} is {key:?}; two words of uint32 are needed"
+        );
+        Ok([0, 1].map(|word| key.get_f64(word) as u32))
+    }
+}
+
+/// The name and kind of a case, as far as its file can be read: they head its report even when the rest is damaged.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heading {
+    pub(crate) name: String,
+    pub(crate) kind: String,
+}
+
+/// A case's JSON file, read.
+#[derive(Debug)]
+pub(crate) struct CaseFile {
+    path: PathBuf,
+    fields: Fields,
+}
+
+impl CaseFile {
+    /// Reads the JSON file at `path`.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let bytes = tensors::read_file(path)?;
+        let value: Value = serde_json::from_slice(&bytes).context("the case is not JSON")?;
+        ensure!(value.is_object(), "the case is not a JSON object");
+        Ok(Self {
+            path: path.to_owned(),
+            fields: Fields::new("case", value)?,
+        })
+    }
+
+    /// The case's name and kind, where they are texts.
+    pub(crate) fn heading(&self) -> Heading {
+        let text = |name| self.fields.text(name).ok().flatten().map(str::to_owned);
+        Heading {
+            name: text("name").unwrap_or_else(|| file_stem(&self.path)),
+            kind: text("kind").or_else(|| text("op")).unwrap_or_default(),
+        }
+    }
+
+    /// Reads the rest of the case: its tensors, its expectations.
+    pub(crate) fn load(mut self) -> Result<Case> {
+        let kind = self.kind()?;
+        let x64 = self.fields.flag("x64")?.unwrap_or(false);
+        let params = self.params()?;
+        let inputs = self.tensors("inputs")?;
+        let truth = if kind == Kind::Error {
+            Tensors::default()
+        } else {
+            self.tensors("expected")?
+        };
+        let expected = self.expected(kind)?;
+        let error = self.error()?;
+        ensure!(
+            (kind == Kind::Error) == error.is_some(),
+            "case.error is needed for the kind error, and for no other"
+        );
+        Ok(Case {
+            kind,
+            module: self.fields.text("module")?.map(str::to_owned),
+            function: self.fields.text("function")?.map(str::to_owned),
+            x64,
+            max_length: self.fields.size("max_length")?,
+            steps: self.fields.size("steps")?,
+            mutable: self.mutable(kind)?,
+            config: Fields::new("config", self.fields.take("config"))?,
+            call: Fields::new("call", self.fields.take("call"))?,
+            rngs: Fields::new("rngs", self.fields.take("rngs"))?,
+            // Without 64-bit types JAX narrows what it is given before it computes anything.
+            params: if x64 { params } else { params.narrowed()? },
+            inputs: if x64 { inputs } else { inputs.narrowed()? },
+            expected,
+            truth,
+            error,
+        })
+    }
+
+    fn kind(&self) -> Result<Kind> {
+        if let Some(op) = self.fields.text("op")? {
+            bail!(
+                "cases of the ONNX operator {op} are not supported; this program replays Flax cases"
+            );
+        }
+        match self.fields.text("kind")? {
+            Some("forward") => Ok(Kind::Forward),
+            Some("decode") => Ok(Kind::Decode),
+            Some("init") => Ok(Kind::Init),
+            Some("function") => Ok(Kind::Function),
+            Some("error") => Ok(Kind::Error),
+            Some(other) => bail!("cases of kind {other:?} are not supported"),
+            None => bail!("the case has no kind"),
+        }
+    }
+
+    fn tensors(&self, part: &str) -> Result<Tensors> {
+        let file = self
+            .path
+            .with_file_name(format!("{}.{part}.safetensors", file_stem(&self.path)));
+        Tensors::read(&file)
+    }
+
+    /// The parameters. Where the case has them as msgpack too, both files must hold the same.
+    fn params(&self) -> Result<Tensors> {
+        let params = self.tensors("params")?;
+        let Some(msgpack) = self.fields.get("msgpack") else {
+            return Ok(params);
+        };
+        let msgpack = Fields::new("msgpack", msgpack.clone())?;
+        let file = msgpack.text("file")?.context("msgpack.file is missing")?;
+        let plain_name = Path::new(file).file_name().is_some_and(|name| name == file);
+        ensure!(
+            plain_name,
+            "msgpack.file is {file:?}; the name of a file beside the case is needed"
+        );
+        let root: Option<Vec<&str>> = msgpack.texts("root")?.into_iter().collect();
+        let root = root.context("msgpack.root has a null entry")?;
+        let same = Tensors::read_below(&self.path.with_file_name(file), &root)?;
+        params
+            .same_as(&same)
+            .with_context(|| format!("{file} differs from the parameters in safetensors"))?;
+        Ok(same)
+    }
+
+    fn expected(&self, kind: Kind) -> Result<BTreeMap<String, Expected>> {
+        // The bits of an initializer are judged by rules of their own.
+        if matches!(kind, Kind::Init | Kind::Error) {
+            return Ok(BTreeMap::new());
+        }
+        let expected = self
+            .fields
+            .get("expected")
+            .context("the case expects nothing")?;
+        let expected = expected
+            .as_object()
+            .context("case.expected is not an object")?;
+        expected
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, value)| {
+                let one =
+                    Expected::read(name, value).with_context(|| format!("expected.{name}"))?;
+                Ok((name.clone(), one))
+            })
+            .collect()
+    }
+
+    /// Flax's argument `mutable`: true, or the name or a list of names of the collections that may change.
+    fn mutable(&self, kind: Kind) -> Result<bool> {
+        match self.fields.get("mutable") {
+            None => Ok(kind != Kind::Error),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(Value::String(name)) => Ok(name == "cache"),
+            Some(Value::Array(names)) => Ok(names.iter().any(|name| name == "cache")),
+            Some(other) => {
+                bail!("case.mutable is {other}; true, false or names of collections are needed")
+            }
+        }
+    }
+
+    fn error(&self) -> Result<Option<Exception>> {
+        let Some(error) = self.fields.get("error") else {
+            return Ok(None);
+        };
+        let error = Fields::new("error", error.clone())?;
+        Ok(Some(Exception {
+            class: error
+                .text("type")?
+                .context("error.type is missing")?
+                .to_owned(),
+            message: error
+                .text("message")?
+                .context("error.message is missing")?
+                .to_owned(),
+        }))
+    }
+}
+
+impl Expected {
+    fn read(name: &str, value: &Value) -> Result<Self> {
+        let fields = Fields::new("expected", value.clone())?;
+        let exact = fields.flag("exact")?.unwrap_or(false);
+        // A bool output is stored as bytes; Flax's own type is what ours must have.
+        let dtype = match fields.text("flax_dtype")? {
+            Some(dtype) => dtype,
+            None => fields.text("dtype")?.context("dtype is missing")?,
+        };
+        let atol = match fields.number("atol")? {
+            Some(atol) => atol,
+            None if exact => 0.0,
+            None => bail!("neither exact nor atol is given"),
+        };
+        let truth = fields.text("truth")?.unwrap_or(name);
+        Ok(Self {
+            dtype: dtype.to_owned(),
+            shape: shape(fields.get("shape"))?,
+            truth: truth.to_owned(),
+            atol,
+        })
+    }
+}
+
+fn shape(value: Option<&Value>) -> Result<Vec<usize>> {
+    let axes = value
+        .and_then(Value::as_array)
+        .context("shape is missing")?;
+    axes.iter()
+        .map(|axis| axis.as_u64().and_then(|axis| axis.try_into().ok()))
+        .collect::<Option<_>>()
+        .context("shape is not a list of sizes")
+}
+
+pub(crate) fn file_stem(path: &Path) -> String {
+    path.file_stem()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}

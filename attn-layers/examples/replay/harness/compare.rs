@@ -1,0 +1,159 @@
+//! Outputs against what a case expects.
+
+use super::case::{Case, Expected};
+use anyhow::{Context, Result, ensure};
+use attn_layers::tensor::{Tensor, TensorView};
+use std::collections::BTreeMap;
+
+/// What was measured at one output.
+#[derive(Debug, Clone)]
+pub(crate) struct Measured {
+    pub(crate) dtype: &'static str,
+    pub(crate) shape: Vec<usize>,
+    /// The largest difference to the truth; NaN where only one of the two is NaN.
+    pub(crate) max_abs_err: f64,
+    pub(crate) atol: f64,
+}
+
+/// The element that is furthest outside of what is allowed.
+#[derive(Debug, Clone)]
+pub(crate) struct Difference {
+    index: Vec<usize>,
+    got: f64,
+    wanted: f64,
+    allowed: f64,
+    elements: usize,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            index,
+            got,
+            wanted,
+            allowed,
+            elements,
+        } = self;
+        write!(
+            f,
+            "{index:?} is {got:e}, wanted {wanted:e}, allowed {allowed:e}"
+        )?;
+        match elements {
+            1 => Ok(()),
+            more => write!(f, " (the worst of {more} elements)"),
+        }
+    }
+}
+
+/// Compares every expected output. Each is measured, also after one has failed; the failures are put in words.
+pub(crate) fn outputs(
+    case: &Case,
+    outputs: &BTreeMap<String, Tensor>,
+) -> (BTreeMap<String, Measured>, Vec<String>) {
+    let mut measured = BTreeMap::new();
+    let mut failures = Vec::new();
+    for (name, expected) in &case.expected {
+        let compared = outputs
+            .get(name)
+            .context("was not computed")
+            .and_then(|output| output_against(case, expected, output.view()));
+        match compared {
+            Err(error) => failures.push(format!("{name}: {error:#}")),
+            Ok((one, difference)) => {
+                measured.insert(name.clone(), one);
+                failures.extend(difference.map(|difference| format!("{name}{difference}")));
+            }
+        }
+    }
+    (measured, failures)
+}
+
+fn output_against(
+    case: &Case,
+    expected: &Expected,
+    output: TensorView<'_>,
+) -> Result<(Measured, Option<Difference>)> {
+    let dtype = output.scalar().name();
+    ensure!(
+        dtype == expected.dtype,
+        "dtype is {dtype}, wanted {}",
+        expected.dtype
+    );
+    ensure!(
+        **output.shape() == *expected.shape,
+        "shape is {}, wanted {:?}",
+        output.shape(),
+        expected.shape
+    );
+    let truth = case.truth.view(&expected.truth)?;
+    ensure!(
+        truth.shape() == output.shape(),
+        "the case is damaged: {} is {}, not {:?}",
+        expected.truth,
+        truth.shape(),
+        expected.shape
+    );
+    let (max_abs_err, difference) = elements(output, truth, expected.atol);
+    let measured = Measured {
+        dtype,
+        shape: expected.shape.clone(),
+        max_abs_err,
+        atol: expected.atol,
+    };
+    Ok((measured, difference))
+}
+
+/// The largest difference, and the worst element if any is outside of `allowed`.
+fn elements(
+    output: TensorView<'_>,
+    truth: TensorView<'_>,
+    allowed: f64,
+) -> (f64, Option<Difference>) {
+    let mut largest = 0.0;
+    let mut worst = None;
+    let mut outside = 0;
+    for i in 0..output.elements() {
+        let error = distance(output.get_f64(i), truth.get_f64(i));
+        if exceeds(error, allowed) {
+            outside += 1;
+            if worst.is_none() || exceeds(error, largest) {
+                worst = Some(i);
+            }
+        }
+        if exceeds(error, largest) {
+            largest = error;
+        }
+    }
+    let difference = worst.map(|i| Difference {
+        index: unravel(i, output.shape()),
+        got: output.get_f64(i),
+        wanted: truth.get_f64(i),
+        allowed,
+        elements: outside,
+    });
+    (largest, difference)
+}
+
+/// The distance of two numbers: 0 for two NaN or two equal infinities, NaN if only one is NaN.
+fn distance(got: f64, wanted: f64) -> f64 {
+    if got == wanted || (got.is_nan() && wanted.is_nan()) {
+        0.0
+    } else {
+        (got - wanted).abs()
+    }
+}
+
+/// Whether `error` is larger than `limit`; NaN is larger than every number.
+fn exceeds(error: f64, limit: f64) -> bool {
+    !limit.is_nan() && !(error <= limit)
+}
+
+/// The index of element `i` in row-major order.
+fn unravel(mut i: usize, shape: &[usize]) -> Vec<usize> {
+    let mut index = vec![0; shape.len()];
+    for (at, &dim) in index.iter_mut().zip(shape).rev() {
+        *at = i % dim;
+        i /= dim;
+    }
+    index
+}

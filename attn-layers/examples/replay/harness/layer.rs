@@ -1,0 +1,101 @@
+//! The layer that a case's config describes.
+
+use super::case::Case;
+use anyhow::{Context, Result, bail, ensure};
+use attn_layers::{MultiHeadDotProductAttention, Precision, ScalarType};
+
+/// Fields that only matter when parameters are made, which no case of these kinds does.
+const INITIALIZERS: [&str; 4] = [
+    "kernel_init",
+    "out_kernel_init",
+    "bias_init",
+    "out_bias_init",
+];
+
+/// Flax's classes of this layer. They differ in their names, and `SelfAttention` takes one input.
+const MODULES: [&str; 3] = [
+    "MultiHeadDotProductAttention",
+    "MultiHeadAttention",
+    "SelfAttention",
+];
+
+const FIELDS: [&str; 14] = [
+    "num_heads",
+    "dtype",
+    "param_dtype",
+    "qkv_features",
+    "out_features",
+    "broadcast_dropout",
+    "dropout_rate",
+    "deterministic",
+    "precision",
+    "use_bias",
+    "decode",
+    "normalize_qk",
+    "force_fp32_for_softmax",
+    "name",
+];
+
+/// Makes the layer.
+///
+/// # Errors
+///
+/// If a field has a value of the wrong kind, or a field is not known: it must not be left out silently.
+pub(crate) fn of(case: &Case) -> Result<MultiHeadDotProductAttention<'static>> {
+    let config = &case.config;
+    config.only(&[FIELDS.as_slice(), &INITIALIZERS].concat())?;
+    let module = case.module.as_deref().context("case.module is missing")?;
+    ensure!(
+        MODULES.contains(&module),
+        "the module {module:?} is not supported"
+    );
+    let mut layer = MultiHeadDotProductAttention::new(
+        config
+            .size("num_heads")?
+            .context("config.num_heads is missing")?,
+    );
+    layer.dtype = config.scalar("dtype")?.map(|dtype| canonical(case, dtype));
+    layer.qkv_features = config.size("qkv_features")?;
+    layer.out_features = config.size("out_features")?;
+    layer.deterministic = config.flag("deterministic")?;
+    layer.precision = precision(config.text("precision")?)?;
+    if let Some(param_dtype) = config.scalar("param_dtype")? {
+        layer.param_dtype = canonical(case, param_dtype);
+    }
+    if let Some(rate) = config.number("dropout_rate")? {
+        layer.dropout_rate = rate;
+    }
+    for (name, field) in [
+        ("broadcast_dropout", &mut layer.broadcast_dropout),
+        ("use_bias", &mut layer.use_bias),
+        ("decode", &mut layer.decode),
+        ("normalize_qk", &mut layer.normalize_qk),
+        ("force_fp32_for_softmax", &mut layer.force_fp32_for_softmax),
+    ] {
+        if let Some(flag) = config.flag(name)? {
+            *field = flag;
+        }
+    }
+    Ok(layer)
+}
+
+/// The type that JAX takes for `scalar`: without 64-bit types the narrow one of its kind.
+pub(crate) fn canonical(case: &Case, scalar: ScalarType) -> ScalarType {
+    match scalar {
+        ScalarType::F64 if !case.x64 => ScalarType::F32,
+        ScalarType::I64 if !case.x64 => ScalarType::I32,
+        ScalarType::U64 if !case.x64 => ScalarType::U32,
+        other => other,
+    }
+}
+
+/// A precision by JAX's name.
+pub(crate) fn precision(name: Option<&str>) -> Result<Option<Precision>> {
+    match name {
+        None => Ok(None),
+        Some("default") => Ok(Some(Precision::Default)),
+        Some("high") => Ok(Some(Precision::High)),
+        Some("highest") => Ok(Some(Precision::Highest)),
+        Some(other) => bail!("config.precision {other:?} is not supported"),
+    }
+}

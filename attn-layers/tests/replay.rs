@@ -1,0 +1,241 @@
+//! The committed cases, recorded from Flax, through the code of the example `replay`; and what that code says of damaged cases.
+
+#[path = "../examples/replay/harness/mod.rs"]
+mod harness;
+
+use attn_layers::cpu::{Cpu, Isa};
+use harness::{Report, find_cases, replay};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/cases")
+}
+
+fn all_must_pass(cpu: &Cpu) {
+    let cases = find_cases(&[golden()]).expect("the committed cases are there");
+    assert!(
+        cases.len() >= 40,
+        "only {} cases are committed",
+        cases.len()
+    );
+    let failures: Vec<String> = cases
+        .iter()
+        .map(|case| replay(case, cpu))
+        .filter(|report| !report.passed())
+        .map(|report| report.to_string())
+        .collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {} cases:\n{}",
+        failures.len(),
+        cases.len(),
+        failures.join("\n")
+    );
+}
+
+#[test]
+fn every_case_passes_on_the_best_instruction_set() {
+    all_must_pass(&Cpu::detect());
+}
+
+#[test]
+fn every_case_passes_on_the_portable_instruction_set() {
+    all_must_pass(&Cpu::with_isa(Isa::Portable).expect("every machine has it"));
+}
+
+/// A copy of the first committed case of a kind, to be damaged.
+struct Copy {
+    json: PathBuf,
+}
+
+impl Copy {
+    fn of(kind: &str, test: &str) -> Self {
+        let is_of_kind = |path: &PathBuf| read_json(path)["kind"] == kind;
+        let cases = find_cases(&[golden()]).expect("the committed cases are there");
+        let case = cases
+            .into_iter()
+            .find(is_of_kind)
+            .expect("a case of this kind");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join("replay")
+            .join(test);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).expect("the build's own folder can be written");
+        let stem = case
+            .file_stem()
+            .expect("a file")
+            .to_string_lossy()
+            .into_owned();
+        for part in [
+            "json",
+            "params.safetensors",
+            "inputs.safetensors",
+            "expected.safetensors",
+        ] {
+            let name = format!("{stem}.{part}");
+            fs::copy(golden().join(&name), folder.join(format!("case.{part}"))).expect(&name);
+        }
+        Self {
+            json: folder.join("case.json"),
+        }
+        .edited(|case| case["msgpack"] = Value::Null)
+    }
+
+    fn edited(self, edit: impl Fn(&mut Value)) -> Self {
+        let mut case = read_json(&self.json);
+        edit(&mut case);
+        fs::write(&self.json, case.to_string()).expect("the copy can be written");
+        self
+    }
+
+    fn file(&self, part: &str) -> PathBuf {
+        self.json.with_file_name(format!("case.{part}.safetensors"))
+    }
+
+    fn replay(&self) -> Report {
+        replay(&self.json, &Cpu::detect())
+    }
+
+    /// The words with which the case failed.
+    fn failure(&self) -> String {
+        let report = self.replay();
+        let json = report.to_json();
+        assert_eq!(json["ok"], json!(report.passed()));
+        json["why"].as_str().expect("the case must fail").to_owned()
+    }
+
+    fn must_fail_with(&self, words: &str) {
+        let failure = self.failure();
+        assert!(failure.contains(words), "{failure:?} lacks {words:?}");
+    }
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).expect("a file")).expect("JSON")
+}
+
+#[test]
+fn an_unchanged_copy_passes() {
+    let report = Copy::of("forward", "unchanged").replay();
+    assert!(report.passed(), "{report}");
+    let out = &report.to_json()["outputs"]["out"];
+    assert!(out["max_abs_err"].as_f64() <= out["atol"].as_f64());
+}
+
+#[test]
+fn a_difference_beyond_the_tolerance_is_named() {
+    let case = Copy::of("forward", "tolerance")
+        .edited(|case| case["expected"]["out"]["atol"] = json!(0.0));
+    case.must_fail_with("allowed 0e0");
+}
+
+#[test]
+fn another_type_or_shape_fails() {
+    let dtype = Copy::of("forward", "dtype")
+        .edited(|case| case["expected"]["out"]["dtype"] = json!("float16"));
+    dtype.must_fail_with("dtype is");
+    let shape = Copy::of("forward", "shape")
+        .edited(|case| case["expected"]["out"]["shape"] = json!([1, 2]));
+    shape.must_fail_with("shape is");
+}
+
+#[test]
+fn an_output_that_is_not_computed_fails() {
+    let case = Copy::of("forward", "output").edited(|case| {
+        case["expected"]["more"] = case["expected"]["out"].clone();
+    });
+    case.must_fail_with("more: was not computed");
+}
+
+#[test]
+fn an_error_of_another_meaning_fails() {
+    let case = Copy::of("error", "meaning").edited(|case| {
+        let (class, message) = match case["error"]["type"].as_str() {
+            Some("ZeroDivisionError") => ("ValueError", "Dtype must be inexact: int32"),
+            _ => ("ZeroDivisionError", "integer modulo by zero"),
+        };
+        case["error"] = json!({"type": class, "message": message});
+    });
+    case.must_fail_with("means something else");
+    let unknown = Copy::of("error", "unknown").edited(|case| {
+        case["error"] = json!({"type": "KeyError", "message": "unheard of"});
+    });
+    unknown.must_fail_with("no rule");
+}
+
+#[test]
+fn a_call_that_should_have_failed_fails() {
+    let case = Copy::of("forward", "succeeded").edited(|case| {
+        case["kind"] = json!("error");
+        case["error"] = json!({"type": "ZeroDivisionError", "message": "integer modulo by zero"});
+    });
+    case.must_fail_with("the call succeeded");
+}
+
+#[test]
+fn what_is_not_supported_says_so() {
+    let init = Copy::of("forward", "init").edited(|case| case["kind"] = json!("init"));
+    init.must_fail_with("initializers are not supported");
+    let onnx = Copy::of("forward", "onnx").edited(|case| case["op"] = json!("Attention"));
+    onnx.must_fail_with("ONNX");
+    let field =
+        Copy::of("forward", "field").edited(|case| case["config"]["num_kv_heads"] = json!(2));
+    field.must_fail_with("config.num_kv_heads is not supported");
+    let dropout = Copy::of("forward", "dropout").edited(|case| {
+        case["config"]["dropout_rate"] = json!(0.5);
+        case["config"]["deterministic"] = json!(false);
+    });
+    dropout.must_fail_with("dropout");
+}
+
+#[test]
+fn damaged_files_are_the_cases_failure() {
+    let json = Copy::of("forward", "json");
+    fs::write(&json.json, "{\"kind\": \"forward\"").expect("the copy can be written");
+    json.must_fail_with("not JSON");
+    for part in ["params", "inputs", "expected"] {
+        let case = Copy::of("forward", "missing");
+        fs::remove_file(case.file(part)).expect("the copy can be removed");
+        case.must_fail_with(&format!("case.{part}.safetensors"));
+    }
+}
+
+#[test]
+fn every_truncation_is_a_failure() {
+    let case = Copy::of("forward", "truncated");
+    let whole = fs::read(case.file("params")).expect("a file");
+    for length in (0..whole.len()).step_by(whole.len().div_ceil(64)) {
+        fs::write(case.file("params"), &whole[..length]).expect("the copy can be written");
+        assert!(!case.replay().passed(), "{length} of {} bytes", whole.len());
+    }
+}
+
+#[test]
+fn no_flipped_byte_of_a_header_is_a_panic() {
+    for part in ["params", "inputs", "expected"] {
+        let case = Copy::of("forward", "flipped");
+        let whole = fs::read(case.file(part)).expect("a file");
+        for at in 0..whole.len().min(400) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0x11;
+            fs::write(case.file(part), &bytes).expect("the copy can be written");
+            let report = case.replay();
+            assert!(
+                !report.to_string().contains("panicked"),
+                "{part}, byte {at}: {report}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_folder_without_cases_is_an_error() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join("replay")
+        .join("empty");
+    fs::create_dir_all(&folder).expect("the build's own folder can be written");
+    assert!(find_cases(&[folder]).is_err());
+    assert!(find_cases(&[PathBuf::from("no/such/path")]).is_err());
+}
