@@ -6,6 +6,7 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+pub mod io;
 mod params;
 mod plan;
 mod scratch;
