@@ -1,0 +1,190 @@
+//! The classifier of `train.py`: patches to tokens, blocks of attention and MLP, the tokens' mean, one dense layer.
+
+use crate::nn::{Dense, LayerNorm, add, relu, values};
+use anyhow::{Context, Result, ensure};
+use attn_layers::io::{Subtree, Tree};
+use attn_layers::tensor::{Tensor, TensorView};
+use attn_layers::{Call, Cpu, DType, MultiHeadDotProductAttention};
+use serde_json::Value;
+
+/// Pixels of a side of an image.
+pub(crate) const SIDE: usize = 8;
+
+/// What `model.json` says.
+pub(crate) struct Description {
+    patch: usize,
+    num_heads: usize,
+    layers: usize,
+    epsilon: f32,
+    pixel_scale: f32,
+}
+
+impl Description {
+    pub(crate) fn parse(json: &[u8]) -> Result<Self> {
+        let json: Value = serde_json::from_slice(json)?;
+        let number = |name: &str| {
+            json[name]
+                .as_f64()
+                .with_context(|| format!("{name} is missing"))
+        };
+        let size = |name: &str| {
+            json[name]
+                .as_u64()
+                .with_context(|| format!("{name} is missing"))
+        };
+        let this = Self {
+            patch: size("patch")? as usize,
+            num_heads: size("num_heads")? as usize,
+            layers: size("layers")? as usize,
+            epsilon: number("epsilon")? as f32,
+            pixel_scale: number("pixel_scale")? as f32,
+        };
+        ensure!(
+            (1..=SIDE).contains(&this.patch) && SIDE % this.patch == 0,
+            "patch {} does not divide {SIDE}",
+            this.patch
+        );
+        Ok(this)
+    }
+
+    /// Tokens along a side of an image.
+    pub(crate) fn grid(&self) -> usize {
+        SIDE / self.patch
+    }
+}
+
+/// The classifier with its parameters.
+pub(crate) struct Classifier<'p> {
+    description: Description,
+    attention: MultiHeadDotProductAttention<'static>,
+    embed: Dense,
+    position: Vec<f32>,
+    blocks: Vec<Block<'p>>,
+    norm: LayerNorm,
+    head: Dense,
+}
+
+struct Block<'p> {
+    attention_norm: LayerNorm,
+    attention: Subtree<'p, 'p>,
+    mlp_norm: LayerNorm,
+    mlp_in: Dense,
+    mlp_out: Dense,
+}
+
+/// What the classifier gives for a batch of images.
+pub(crate) struct Classified {
+    /// `[images, classes]`.
+    pub(crate) logits: Vec<f32>,
+    /// Of each block, if asked for: `[images, heads, tokens, tokens]`.
+    pub(crate) attention_weights: Vec<Tensor>,
+}
+
+impl<'p> Classifier<'p> {
+    /// Binds the parameters of `tree`; attention computes in `dtype`.
+    pub(crate) fn new(description: Description, tree: &'p Tree<'p>, dtype: DType) -> Result<Self> {
+        let params = tree.subtree("params")?;
+        let epsilon = description.epsilon;
+        let blocks = (0..description.layers)
+            .map(|layer| Block::load(&params.subtree(&format!("block_{layer}"))?, epsilon));
+        let mut attention = MultiHeadDotProductAttention::new(description.num_heads);
+        attention.dtype = Some(dtype.scalar());
+        Ok(Self {
+            attention,
+            embed: Dense::load(&params, "embed")?,
+            position: values(&params, "position")?,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: LayerNorm::load(&params, "norm", epsilon)?,
+            head: Dense::load(&params, "head")?,
+            description,
+        })
+    }
+
+    pub(crate) fn description(&self) -> &Description {
+        &self.description
+    }
+
+    pub(crate) fn classes(&self) -> usize {
+        self.head.outputs()
+    }
+
+    /// Classifies images, `[images, 8, 8]`.
+    pub(crate) fn classify(
+        &self,
+        cpu: &Cpu,
+        images: &[f32],
+        sow_weights: bool,
+    ) -> Result<Classified> {
+        let tokens = self.description.grid().pow(2);
+        let features = self.embed.outputs();
+        let shape = [images.len() / (SIDE * SIDE), tokens, features];
+        let mut attention_weights = Vec::new();
+
+        let mut x = self.embed.apply(&self.patches(images));
+        for image in x.chunks_exact_mut(tokens * features) {
+            image
+                .iter_mut()
+                .zip(&self.position)
+                .for_each(|(x, position)| *x += position);
+        }
+        for block in &self.blocks {
+            let y = block.attention_norm.apply(&x);
+            let call = Call::new(TensorView::from_slice(&y, &shape)?).with_sow_weights(sow_weights);
+            let attended = self.attention.apply(cpu, &block.attention, call)?;
+            attention_weights.extend(attended.attention_weights);
+            x = add(x, &attended.out.view().to_vec()?);
+
+            let y = relu(block.mlp_in.apply(&block.mlp_norm.apply(&x)));
+            x = add(x, &block.mlp_out.apply(&y));
+        }
+        let x = self.norm.apply(&x);
+        let logits = self.head.apply(&mean_of_tokens(&x, tokens, features));
+        Ok(Classified {
+            logits,
+            attention_weights,
+        })
+    }
+
+    /// Cuts images into patches, row by row: `[images, tokens, patch · patch]`.
+    fn patches(&self, images: &[f32]) -> Vec<f32> {
+        let (patch, grid) = (self.description.patch, self.description.grid());
+        let mut patches = Vec::with_capacity(images.len());
+        for image in images.chunks_exact(SIDE * SIDE) {
+            for token in 0..grid * grid {
+                let corner = token / grid * patch * SIDE + token % grid * patch;
+                for row in 0..patch {
+                    let pixels = &image[corner + row * SIDE..][..patch];
+                    patches.extend(
+                        pixels
+                            .iter()
+                            .map(|pixel| pixel / self.description.pixel_scale),
+                    );
+                }
+            }
+        }
+        patches
+    }
+}
+
+impl<'p> Block<'p> {
+    fn load(params: &Subtree<'p, 'p>, epsilon: f32) -> Result<Self> {
+        Ok(Self {
+            attention_norm: LayerNorm::load(params, "attention_norm", epsilon)?,
+            attention: params.subtree("attention")?,
+            mlp_norm: LayerNorm::load(params, "mlp_norm", epsilon)?,
+            mlp_in: Dense::load(params, "mlp_in")?,
+            mlp_out: Dense::load(params, "mlp_out")?,
+        })
+    }
+}
+
+fn mean_of_tokens(x: &[f32], tokens: usize, features: usize) -> Vec<f32> {
+    let mut means = Vec::with_capacity(x.len() / tokens);
+    for image in x.chunks_exact(tokens * features) {
+        means.extend((0..features).map(|feature| {
+            let sum: f32 = image.iter().skip(feature).step_by(features).sum();
+            sum / tokens as f32
+        }));
+    }
+    means
+}
