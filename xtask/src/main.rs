@@ -1,2 +1,92 @@
-//! Placeholder.
-fn main() {}
+//! The workspace's own commands: `cargo xtask COMMAND`. A file for each.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool speaks on its streams"
+)]
+#![expect(
+    clippy::std_instead_of_alloc,
+    reason = "a program with std has no need to name alloc"
+)]
+
+mod ci;
+mod deps;
+mod fuzz;
+mod golden;
+mod lint;
+mod metadata;
+mod msrv;
+mod no_std;
+mod progress;
+mod shell;
+mod snapshots;
+mod support;
+mod test;
+
+use anyhow::{Result, bail};
+use lexopt::Arg;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND [OPTIONS]
+
+  test [--dtype NAME] [--isa NAME] [--backend cpu|cuda] [--require] [--verbose]
+              the matrix of dtypes, instruction sets and features, with a table at the end; a filter narrows it,
+              --require makes a skip a failure
+  ci          everything that a change must pass, `test` included
+  support [--check]
+              writes the README's support table from the conformance tests, or fails if it differs
+  snapshots [--check|--accept]
+              runs the snapshot tests: shows new ones, fails on new ones, or accepts them
+  golden [--venv DIR]
+              makes the recorded cases anew from real Flax (needs Python and the network)
+  fuzz [--runs N]
+              runs both fuzz targets (needs cargo-fuzz and a nightly toolchain)
+  msrv        checks the stated rust-version
+  no-std      builds, links and runs the layers without the standard library
+  lint        searches the sources for what no compiler lint finds
+  deps        checks the dependency tree of attn-core
+";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut args = lexopt::Parser::from_env();
+    let command = match args.next()? {
+        None | Some(Arg::Long("help") | Arg::Short('h')) => {
+            print!("{HELP}");
+            return Ok(());
+        }
+        Some(Arg::Value(name)) => name.to_string_lossy().into_owned(),
+        Some(other) => return Err(other.unexpected().into()),
+    };
+    match command.as_str() {
+        "test" => test::command(args),
+        "ci" => ci::command(args),
+        "support" => support::command(args),
+        "snapshots" => snapshots::command(args),
+        "golden" => golden::command(args),
+        "fuzz" => fuzz::command(args),
+        "msrv" => msrv::command(args),
+        "no-std" => no_std::command(args),
+        "lint" => lint::command(args),
+        "deps" => deps::command(args),
+        _ => bail!("there is no command `{command}`; `cargo xtask --help` lists them"),
+    }
+}
+
+/// Fails on any argument, for commands that take none.
+fn no_more(mut args: lexopt::Parser) -> Result<()> {
+    match args.next()? {
+        None => Ok(()),
+        Some(arg) => Err(arg.unexpected().into()),
+    }
+}
