@@ -4,7 +4,7 @@
 use attn_layers::tensor::Tensor;
 use attn_layers::{Call, Cpu, MultiHeadDotProductAttention, ScalarType, io::Tree};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn core::error::Error>> {
     let file = std::fs::read(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/examples/digits/digits.msgpack"

@@ -1,4 +1,9 @@
 //! The committed cases, recorded from Flax, through the code of the example `replay`; and what that code says of damaged cases.
+#![expect(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a program has std"
+)]
 
 #[path = "../examples/replay/harness/mod.rs"]
 mod harness;

@@ -40,7 +40,7 @@ impl Description {
             pixel_scale: number("pixel_scale")? as f32,
         };
         ensure!(
-            (1..=SIDE).contains(&this.patch) && SIDE % this.patch == 0,
+            (1..=SIDE).contains(&this.patch) && SIDE.is_multiple_of(this.patch),
             "patch {} does not divide {SIDE}",
             this.patch
         );

@@ -1,6 +1,6 @@
 //! Grey pictures in the terminal, two characters a pixel.
 
-use std::fmt::Write;
+use core::fmt::Write;
 
 /// A picture of brightnesses from 0 to 1, row by row.
 pub(crate) struct Picture {
@@ -29,7 +29,7 @@ impl Picture {
         for row in self.pixels.chunks(self.width) {
             let wide: Vec<f32> = row
                 .iter()
-                .flat_map(|&pixel| std::iter::repeat_n(pixel, factor))
+                .flat_map(|&pixel| core::iter::repeat_n(pixel, factor))
                 .collect();
             for _ in 0..factor {
                 pixels.extend_from_slice(&wide);

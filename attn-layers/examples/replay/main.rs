@@ -7,6 +7,11 @@
 //! PATH is a case's `NAME.json`, with its tensors in files beside it, or a folder of cases. Every case gives a line, a failed
 //! one with its worst difference: which output, index, got, wanted, allowed. The exit status is 0 only if no case failed.
 #![expect(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a program has std"
+)]
+#![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a program prints"

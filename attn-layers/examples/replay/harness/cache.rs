@@ -4,13 +4,13 @@ use super::case::Case;
 use super::{Outputs, axis};
 use anyhow::{Context, Result, ensure};
 use attn_layers::tensor::{Tensor, TensorView};
-use attn_layers::{AnyCache, Call, MultiHeadDotProductAttention};
+use attn_layers::{AnyCache, Call, MultiHeadDotProductAttention, ParamSource};
 
 /// The cache that a single call finds: the tensors of the case, or an empty one if the case says how long, or none.
 pub(crate) fn before_call(
     case: &Case,
     layer: &MultiHeadDotProductAttention<'_>,
-    params: &Vec<(&str, TensorView<'_>)>,
+    params: &dyn ParamSource,
 ) -> Result<Option<AnyCache>> {
     if let Some(key) = case.inputs.find("cache/cached_key") {
         return stored(case, key).map(Some);

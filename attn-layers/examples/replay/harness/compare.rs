@@ -145,7 +145,7 @@ fn distance(got: f64, wanted: f64) -> f64 {
 
 /// Whether `error` is larger than `limit`; NaN is larger than every number.
 fn exceeds(error: f64, limit: f64) -> bool {
-    !limit.is_nan() && !(error <= limit)
+    !limit.is_nan() && (error.is_nan() || error > limit)
 }
 
 /// The index of element `i` in row-major order.
