@@ -25,14 +25,7 @@ pub(crate) fn check() -> Result<()> {
     let target = shell::target().join("no-std");
     shell::succeed(
         shell::cargo()
-            .args([
-                "rustc",
-                "--quiet",
-                "--release",
-                "--locked",
-                "--manifest-path",
-                MANIFEST,
-            ])
+            .args(["rustc", "--quiet", "--release", "--manifest-path", MANIFEST])
             .arg("--target-dir")
             .arg(&target)
             .arg("--")

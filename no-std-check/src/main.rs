@@ -1,0 +1,91 @@
+//! A program that links without the standard library, without an allocator and without a C library, and runs an
+//! attention layer. `cargo xtask no-std` builds and runs it.
+//!
+//! It ends with 0, or with the number of the dtype that went wrong: 1 `f32`, 2 `f64`, 3 `f16`, 4 `bf16`; 101 is a panic.
+#![no_std]
+#![no_main]
+
+mod memory;
+mod system;
+
+use attn_layers::core::{Element, Kernels};
+use attn_layers::{
+    Cpu, DType, Dense, Dims, Error, HostView, HostViewMut, Inputs, MultiHeadDotProductAttentionOf,
+    Params, Scratch, bf16, f16,
+};
+
+/// More than one query and two keys need.
+const TILES: usize = 16_384;
+
+fn run() -> i32 {
+    let checks = [
+        weighs_values::<f32>(),
+        weighs_values::<f64>(),
+        weighs_values::<f16>(),
+        weighs_values::<bf16>(),
+    ];
+    let failed = checks.iter().position(|check| !matches!(check, Ok(true)));
+    failed.map_or(0, |index| index as i32 + 1)
+}
+
+/// One query 1 over keys 0 and ln 3 weighs the values 0 and 4 by 1/4 and 3/4, so the output is 3.
+fn weighs_values<T: Element>() -> Result<bool, Error>
+where
+    Cpu: Kernels<T>,
+{
+    let cpu = Cpu::detect();
+    let mut layer = MultiHeadDotProductAttentionOf::<T>::new(1);
+    layer.use_bias = false;
+    let (one, two) = (Dims::new(&[1, 1])?, Dims::new(&[2, 1])?);
+    let plan = layer.plan(&one, &two, &two)?;
+
+    let identity = [T::from_f64(1.0)];
+    let dense = Dense {
+        kernel: HostView::new(&identity, &[1, 1, 1])?,
+        bias: None,
+    };
+    let params = Params {
+        query: dense,
+        key: dense,
+        value: dense,
+        out: dense,
+        query_ln: None,
+        key_ln: None,
+    };
+
+    let query = [T::from_f64(1.0)];
+    let keys = [0.0, 1.098_612_288_668_109_8].map(T::from_f64);
+    let values = [0.0, 4.0].map(T::from_f64);
+    let inputs = Inputs::cross_attention(
+        HostView::new(&query, &one)?,
+        HostView::new(&keys, &two)?,
+        HostView::new(&values, &two)?,
+    );
+
+    let mut out = [T::default()];
+    let mut scratch = Scratch {
+        q: &mut [T::default(); 1][..],
+        k: &mut [T::default(); 2][..],
+        v: &mut [T::default(); 2][..],
+        context: &mut [T::default(); 1][..],
+        tiles: &mut [<T::Acc>::default(); TILES][..],
+    };
+    let target = HostViewMut::new(&mut out, &one)?;
+    layer.apply(&cpu, &plan, &params, inputs, target, &mut scratch)?;
+
+    // Key, query, weight and output are rounded once each. A relative error of the key moves the output by
+    // 4 * 3/16 * ln 3 < 1 times it, one of a weight by at most 3, one of the output by 3.
+    let allowed = 4.0 * 3.0 * unit_roundoff(T::DTYPE);
+    Ok((out[0].to_f64() - 3.0).abs() <= allowed)
+}
+
+/// The largest relative error of one rounding.
+fn unit_roundoff(dtype: DType) -> f64 {
+    let bits = match dtype {
+        DType::F32 => 24,
+        DType::F64 => 53,
+        DType::F16 => 11,
+        DType::BF16 => 8,
+    };
+    1.0 / (1u64 << bits) as f64
+}
