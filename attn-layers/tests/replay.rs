@@ -57,7 +57,10 @@ struct Copy {
 
 impl Copy {
     fn of(kind: &str, test: &str) -> Self {
-        let is_of_kind = |path: &PathBuf| read_json(path)["kind"] == kind;
+        let is_of_kind = |path: &PathBuf| {
+            let case = fs::read(path).map(|bytes| serde_json::from_slice::<Value>(&bytes));
+            matches!(case, Ok(Ok(case)) if case["kind"] == kind)
+        };
         let cases = find_cases(&[golden()]).expect("the committed cases are there");
         let case = cases
             .into_iter()
@@ -193,6 +196,17 @@ fn what_is_not_supported_says_so() {
         case["config"]["deterministic"] = json!(false);
     });
     dropout.must_fail_with("dropout");
+}
+
+#[test]
+fn parameters_that_differ_between_formats_fail() {
+    let file = |name: &'static str| {
+        Copy::of("forward", "formats")
+            .edited(|case| case["msgpack"] = json!({"file": name, "root": []}))
+    };
+    assert!(file("case.params.safetensors").replay().passed());
+    file("case.inputs.safetensors").must_fail_with("differs from the parameters");
+    file("../case.params.safetensors").must_fail_with("the name of a file beside the case");
 }
 
 #[test]

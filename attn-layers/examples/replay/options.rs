@@ -1,6 +1,6 @@
 //! The command line.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use attn_layers::cpu::{Cpu, Isa};
 use lexopt::prelude::*;
 use std::path::PathBuf;
@@ -50,10 +50,9 @@ impl Options {
 
     /// The backend that was asked for.
     pub(crate) fn backend(&self) -> Result<Cpu> {
-        ensure!(
-            !self.cuda,
-            "the CUDA backend has no kernels yet; use --backend cpu"
-        );
+        if self.cuda {
+            return Err(no_cuda());
+        }
         let cpu = match self.isa {
             Some(isa) => Cpu::with_isa(isa)?,
             None => Cpu::detect(),
@@ -63,6 +62,23 @@ impl Options {
             None => Ok(cpu),
         }
     }
+}
+
+/// Why the CUDA backend cannot replay a case.
+#[cfg(feature = "cuda")]
+fn no_cuda() -> Error {
+    match attn_layers::cuda::Cuda::new(0) {
+        Err(error) => error.into(),
+        Ok(_) => anyhow!("the CUDA backend cannot run whole layers yet; use --backend cpu"),
+    }
+}
+
+/// Why the CUDA backend cannot replay a case.
+#[cfg(not(feature = "cuda"))]
+fn no_cuda() -> Error {
+    anyhow!(
+        "this program was built without CUDA; add `--features cuda` before the `--`, or use --backend cpu"
+    )
 }
 
 fn cuda(name: &str) -> Result<bool> {

@@ -1,6 +1,7 @@
 //! A case: what its four files hold, read and checked, not yet run.
 
 use super::fields::Fields;
+use super::json;
 use super::tensors::{self, Tensors};
 use anyhow::{Context, Result, bail, ensure};
 use attn_layers::ScalarType;
@@ -128,7 +129,9 @@ impl CaseFile {
     /// Reads the JSON file at `path`.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let bytes = tensors::read_file(path)?;
-        let value: Value = serde_json::from_slice(&bytes).context("the case is not JSON")?;
+        let text = std::str::from_utf8(&bytes).context("the case is not text")?;
+        let value: Value =
+            serde_json::from_str(&json::strict(text)).context("the case is not JSON")?;
         ensure!(value.is_object(), "the case is not a JSON object");
         Ok(Self {
             path: path.to_owned(),

@@ -102,7 +102,7 @@ const PLAIN: &[(&str, &str, Meaning)] = &[
     ),
     (
         "TypeError",
-        "dynamic_update_slice update shape must be smaller",
+        "dynamic_update_slice update ",
         Meaning::CacheUpdate,
     ),
     (
@@ -194,7 +194,10 @@ impl Meaning {
             Self::CacheType => matches!(error, Error::DTypeMismatch { .. }),
             Self::CacheUpdate => matches!(
                 error,
-                Error::Shape { .. } | Error::Mismatch { .. } | Error::CacheFull { .. }
+                Error::Shape { .. }
+                    | Error::Rank { .. }
+                    | Error::Mismatch { .. }
+                    | Error::CacheFull { .. }
             ),
             Self::Broadcast => matches!(error, Error::Broadcast { .. }),
             Self::MaskRank => matches!(error, Error::MaskRank { .. }),

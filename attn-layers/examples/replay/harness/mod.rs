@@ -9,6 +9,7 @@ mod exception;
 mod fields;
 mod forward;
 mod function;
+mod json;
 mod layer;
 mod mask_helper;
 mod report;
