@@ -10,7 +10,7 @@ mod run;
 mod table;
 
 use crate::progress::Status;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lexopt::{Arg, ValueExt};
 use matrix::{Backend, Filter};
 use report::Report;
@@ -62,7 +62,9 @@ pub(crate) fn run_matrix(options: &Options) -> Result<Vec<output::TestResult>> {
         Report::of_part(run_part(&mut runner, &options.filter)?)
     };
     println!("\n{report}");
-    report.verdict()?;
+    if report.verdict().is_err() {
+        bail!("the test matrix failed; the lines that begin with FAILED say where");
+    }
     Ok(report.into_results())
 }
 

@@ -187,7 +187,8 @@ impl Report {
             if let Outcome::Skipped(reason) = &test.outcome {
                 let what = place(test).map_or(test.name.as_str(), |place| place.isa);
                 if !skips.iter().any(|(known, _)| *known == what) {
-                    skips.push((what, reason.as_str()));
+                    let first_sentence = reason.split(". ").next().unwrap_or(reason);
+                    skips.push((what, first_sentence));
                 }
             }
         }
@@ -300,7 +301,7 @@ mod tests {
             conformance("portable::f32::causal", Outcome::Passed),
             conformance("portable::bf16::plain", Outcome::Passed),
             conformance(&format!("{}::f32::plain", foreign()), skipped("not here")),
-            conformance("cuda::f32::device", skipped("no driver")),
+            conformance("cuda::f32::device", skipped("no driver. Install it")),
             test(
                 "unittests src/lib.rs",
                 "layout::tests::base",
