@@ -23,18 +23,20 @@ pub(crate) struct Dependency {
     pub(crate) kind: Option<String>,
 }
 
-/// Every package that the lock file names for this workspace.
+/// Every package that the lock file names, for every platform.
 pub(crate) fn packages() -> Result<Vec<Package>> {
-    let mut command = shell::cargo();
-    command.args(["metadata", "--format-version", "1", "--all-features"]);
-    parse(&shell::stdout_of(&mut command)?)
+    ask(&["--all-features"])
 }
 
 /// The workspace's own.
 pub(crate) fn members() -> Result<Vec<Package>> {
-    let mut packages = packages()?;
-    packages.retain(|package| package.member);
-    Ok(packages)
+    ask(&["--no-deps"])
+}
+
+fn ask(options: &[&str]) -> Result<Vec<Package>> {
+    let mut command = shell::cargo();
+    command.args(["metadata", "--quiet", "--format-version", "1"]);
+    parse(&shell::stdout_of(command.args(options))?)
 }
 
 fn parse(json: &str) -> Result<Vec<Package>> {

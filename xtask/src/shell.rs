@@ -15,7 +15,7 @@ pub(crate) fn root() -> PathBuf {
 
 /// Where cargo builds, so that other builds find a folder beside its.
 pub(crate) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }
 
 /// A program, run in the workspace's folder.

@@ -49,14 +49,16 @@ pub(crate) fn run(mode: Mode) -> Result<()> {
     let asked_for = shell::target().join("xtask-snapshots.txt");
     std::fs::create_dir_all(shell::target())?;
     std::fs::write(&asked_for, "")?;
-    shell::succeed(
-        shell::cargo()
-            .args(["test", "--quiet", "--lib", "--tests"])
-            .args(packages.iter().flat_map(|name| ["--package", name]))
-            .env("INSTA_UPDATE", mode.insta())
-            .env("INSTA_FORCE_PASS", "0")
-            .env("INSTA_SNAPSHOT_REFERENCES_FILE", &asked_for),
-    )?;
+    for package in &packages {
+        shell::succeed(
+            shell::cargo()
+                .args(["test", "--quiet", "--package", package])
+                .args(programs_with_snapshots(package)?)
+                .env("INSTA_UPDATE", mode.insta())
+                .env("INSTA_FORCE_PASS", "0")
+                .env("INSTA_SNAPSHOT_REFERENCES_FILE", &asked_for),
+        )?;
+    }
     let asked_for = std::fs::read_to_string(&asked_for)?;
     let stored = stored_snapshots(&packages)?;
     let stale = unreferenced(&stored, &asked_for);
@@ -90,6 +92,24 @@ fn packages_with_snapshots() -> Result<Vec<String>> {
             .any(|dependency| dependency.name == "insta")
     });
     Ok(packages.into_iter().map(|package| package.name).collect())
+}
+
+/// The library, and the test programs that use insta: others of the package may take long and are of no use here.
+fn programs_with_snapshots(package: &str) -> Result<Vec<String>> {
+    let mut programs = vec!["--lib".to_owned()];
+    let tests = shell::root().join(package).join("tests");
+    if !tests.is_dir() {
+        return Ok(programs);
+    }
+    for entry in std::fs::read_dir(tests)? {
+        let path = entry?.path();
+        let is_source = path.extension().is_some_and(|extension| extension == "rs");
+        if is_source && std::fs::read_to_string(&path)?.contains("insta::") {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            programs.extend(["--test".to_owned(), name.into_owned()]);
+        }
+    }
+    Ok(programs)
 }
 
 fn stored_snapshots(packages: &[String]) -> Result<Vec<PathBuf>> {
