@@ -1,8 +1,8 @@
 //! What the attribute asks for, after every rule has been checked.
 
-use proc_macro2::TokenStream;
-use quote::quote;
-use syn::{Ident, ItemImpl, ItemStruct, Path, Signature};
+use proc_macro2::{TokenStream, TokenTree};
+use quote::{ToTokens, quote};
+use syn::{Attribute, Ident, ItemImpl, ItemStruct, Path, Signature, Type, Visibility};
 
 /// A dtype by Rust's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,10 +59,14 @@ pub(crate) struct Common {
     pub(crate) dtypes: Vec<DType>,
     /// The name that aliases and the enum are made of.
     pub(crate) name: Ident,
+    /// The type's own name.
+    pub(crate) own: Ident,
     /// The type parameter that the dtypes replace.
     pub(crate) over: Ident,
     /// The path to `attn_core`.
     pub(crate) core: Path,
+    /// The item's `#[cfg(..)]`, which what is generated shares.
+    pub(crate) cfgs: Vec<Attribute>,
 }
 
 /// A request, checked.
@@ -82,18 +86,18 @@ pub(crate) enum Request {
 /// A method marked `#[dispatch]`.
 pub(crate) struct Method {
     pub(crate) signature: Signature,
-    pub(crate) visibility: syn::Visibility,
-    pub(crate) docs: Vec<syn::Attribute>,
+    pub(crate) visibility: Visibility,
+    /// Those that say as much of the enum's method as of this one.
+    pub(crate) attributes: Vec<Attribute>,
     /// How each argument after `self` is passed on.
     pub(crate) arguments: Vec<Argument>,
-    /// Whether the result mentions the type parameter.
     pub(crate) returns: Returns,
 }
 
 /// An argument of a dispatched method.
 pub(crate) struct Argument {
     pub(crate) name: Ident,
-    /// Whether its type mentions the type parameter.
+    /// Whether the enum's method takes its `Any…` kin.
     pub(crate) converted: bool,
 }
 
@@ -103,4 +107,41 @@ pub(crate) enum Returns {
     AsIs,
     Converted,
     ResultConverted,
+}
+
+/// Whether the attribute is the one that marks a method for the enum.
+pub(crate) fn is_dispatch(attribute: &Attribute) -> bool {
+    attribute.path().is_ident("dispatch")
+}
+
+/// Whether the type is the parameter itself.
+pub(crate) fn is_parameter(ty: &Type, over: &Ident) -> bool {
+    matches!(ty, Type::Path(path) if path.path.is_ident(over))
+}
+
+/// Whether the parameter stands anywhere in it.
+pub(crate) fn mentions(tokens: &impl ToTokens, over: &Ident) -> bool {
+    fn any(stream: TokenStream, over: &Ident) -> bool {
+        stream.into_iter().any(|token| match token {
+            TokenTree::Ident(ident) => ident == *over,
+            TokenTree::Group(group) => any(group.stream(), over),
+            _ => false,
+        })
+    }
+    any(tokens.to_token_stream(), over)
+}
+
+/// Whether the type is the parameter, or a type named through it, as `T::Acc` is.
+pub(crate) fn starts_with(ty: &Type, over: &Ident) -> bool {
+    match ty {
+        Type::Path(path) => match &path.qself {
+            Some(of) => starts_with(&of.ty, over),
+            None => path
+                .path
+                .segments
+                .first()
+                .is_some_and(|first| first.ident == *over),
+        },
+        _ => false,
+    }
 }
