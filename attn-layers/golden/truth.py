@@ -31,7 +31,9 @@ def layer_norm(x, scale):
 
 def softmax(logits):
     """Over the last axis, which may be empty."""
-    exp = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+    # A row of -inf, which only a bias can make, is NaN by this formula, as it is in Flax.
+    with np.errstate(invalid="ignore"):
+        exp = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
     return exp / exp.sum(axis=-1, keepdims=True)
 
 
