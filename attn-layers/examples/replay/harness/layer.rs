@@ -2,7 +2,8 @@
 
 use super::case::Case;
 use anyhow::{Context, Result, bail, ensure};
-use attn_layers::{MultiHeadDotProductAttention, Precision, ScalarType};
+use attn_layers::tensor::TensorView;
+use attn_layers::{Einsum, EinsumCls, Error, MultiHeadDotProductAttention, Precision, ScalarType};
 
 /// Fields that only matter when parameters are made, which no case of these kinds does.
 const INITIALIZERS: [&str; 4] = [
@@ -17,6 +18,12 @@ const MODULES: [&str; 3] = [
     "MultiHeadDotProductAttention",
     "MultiHeadAttention",
     "SelfAttention",
+];
+
+/// Replacements of the einsums.
+const EINSUMS: [&str; 2] = [
+    "qk_attn_weights_einsum_cls",
+    "attn_weights_value_einsum_cls",
 ];
 
 const FIELDS: [&str; 14] = [
@@ -43,7 +50,7 @@ const FIELDS: [&str; 14] = [
 /// If a field has a value of the wrong kind, or a field is not known: it must not be left out silently.
 pub(crate) fn of(case: &Case) -> Result<MultiHeadDotProductAttention<'static>> {
     let config = &case.config;
-    config.only(&[FIELDS.as_slice(), &INITIALIZERS].concat())?;
+    config.only(&[FIELDS.as_slice(), &INITIALIZERS, &EINSUMS].concat())?;
     let module = case.module.as_deref().context("case.module is missing")?;
     ensure!(
         MODULES.contains(&module),
@@ -76,7 +83,24 @@ pub(crate) fn of(case: &Case) -> Result<MultiHeadDotProductAttention<'static>> {
             *field = flag;
         }
     }
+    let einsum = |name| {
+        config
+            .get(name)
+            .map(|_| &(no_einsum as fn() -> _) as EinsumCls<'_>)
+    };
+    layer.qk_attn_weights_einsum_cls = einsum(EINSUMS[0]);
+    layer.attn_weights_value_einsum_cls = einsum(EINSUMS[1]);
     Ok(layer)
+}
+
+/// A case can say that there is an einsum of the user's, not what it does.
+fn no_einsum() -> Box<dyn Einsum> {
+    Box::new(|_: &str, _: TensorView<'_>, _: TensorView<'_>| {
+        Err(Error::Hook {
+            hook: "einsum",
+            reason: "a case does not hold its code",
+        })
+    })
 }
 
 /// The type that JAX takes for `scalar`: without 64-bit types the narrow one of its kind.
