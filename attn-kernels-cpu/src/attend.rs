@@ -50,7 +50,7 @@ pub(crate) fn attend<T: Stored>(
         .bias
         .map(|bias| bias.broadcast_to("bias", &weights_shape))
         .transpose()?;
-    let scale = scores.scale.factor(shape.depth, libm::sqrt) * core::f64::consts::LOG2_E;
+    let scale = scores.scale.factor(shape.depth, libm::sqrt);
     let out_layout = *out.layout();
     let weights = outputs.weights.as_mut().map(|weights| {
         let layout = *weights.layout();

@@ -118,7 +118,7 @@ pub(crate) struct Call<'a, T: Stored> {
     pub(crate) query: Heads<'a, T>,
     pub(crate) key: Heads<'a, T>,
     pub(crate) value: Heads<'a, T>,
-    /// Factor on the queries: the scale times `log2 e`.
+    /// Factor on the queries.
     pub(crate) scale: T::Acc,
     pub(crate) bias: Option<HostView<'a, T::Acc>>,
     pub(crate) visible: Visibility<'a>,
@@ -286,8 +286,7 @@ impl<T: Stored> Call<'_, T> {
         for (i, query) in job.queries.clone().enumerate() {
             let row = matrix + query * strides[rank - 2];
             for (n, key) in keys.clone().enumerate() {
-                p[lane_index(width, i, n)] +=
-                    bias.buf()[row + key * strides[rank - 1]] * T::Acc::LOG2_E;
+                p[lane_index(width, i, n)] += bias.buf()[row + key * strides[rank - 1]];
             }
         }
     }

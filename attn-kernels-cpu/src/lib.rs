@@ -24,7 +24,7 @@
 //! | `simd` | the only door to the SIMD wrappers |
 //! | `element` | widening and narrowing of 16-bit types |
 //! | `micro` | the register tile: the product that everything rests on |
-//! | `softmax` | `exp2` and the online softmax of a strip |
+//! | `softmax` | `exp` and the online softmax of a strip |
 //! | `attend`, `flash`, `visibility` | jobs; the tile loop of one job; what a tile may see |
 //! | `project`, `gemm`, `normalize` | dense layers; the door to matrixmultiply; layer norm |
 //! | `threads`, `shared` | jobs on threads; rows of one output written by several |

@@ -291,11 +291,10 @@ where
         while let Some(job) = self.jobs.take() {
             let first = job / groups * ROWS;
             let rows = first..(first + ROWS).min(call.rows);
-            for (row, to) in rows
-                .clone()
-                .zip(input.chunks_exact_mut(call.features.max(1)))
-            {
-                T::widen(call.input.row(row), to);
+            if call.features > 0 {
+                for (row, to) in rows.clone().zip(input.chunks_exact_mut(call.features)) {
+                    T::widen(call.input.row(row), to);
+                }
             }
             let start = job % groups * COLUMNS;
             for column in (start..(start + COLUMNS).min(call.outputs)).step_by(width::<S, T::Acc>())

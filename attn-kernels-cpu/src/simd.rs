@@ -12,57 +12,60 @@ pub(crate) trait Lane: Element<Acc = Self> + SimdFloatElement {
     const ROUND: Self;
     /// Where the exponent begins in the bit pattern.
     const EXPONENT: u32;
-    /// Below it, `2^x` counts as 0: the smallest normal number's exponent.
-    const MIN_EXPONENT: Self;
+    /// Below it, `e^x` counts as 0: the logarithm of the smallest normal number.
+    const MIN_EXP: Self;
     /// The most negative finite number: Flax's fill value.
     const LOWEST: Self;
     /// Negative infinity.
     const NEG_INFINITY: Self;
     /// `log2(e)`.
     const LOG2_E: Self;
-    /// Coefficients `c1, c2, …` of `2^f = 1 + c1 f + c2 f² + …` on `[-1/2, 1/2]`, from Chebyshev nodes.
-    const EXP2: &'static [Self];
+    /// `ln(2)` in two parts, the first so short that its product with an exponent is exact.
+    const LN_2: [Self; 2];
+    /// Coefficients `c2, c3, …` of `e^r = 1 + r + c2 r² + c3 r³ + …` on `[-ln(2)/2, ln(2)/2]`, from Chebyshev nodes.
+    const EXP: &'static [Self];
 }
 
 impl Lane for f32 {
     const ROUND: Self = 12_582_912.0; // 1.5 * 2^23
     const EXPONENT: u32 = 23;
-    const MIN_EXPONENT: Self = -126.0;
+    const MIN_EXP: Self = -87.336_54;
     const LOWEST: Self = Self::MIN;
     const NEG_INFINITY: Self = Self::NEG_INFINITY;
     const LOG2_E: Self = core::f32::consts::LOG2_E;
-    // Relative error of the polynomial alone: 2^-27.5.
-    const EXP2: &'static [Self] = &[
-        core::f32::consts::LN_2,
-        0.240_226_5,
-        0.055_503_57,
-        0.009_618_083,
-        0.001_339_086_3,
-        0.000_154_531_63,
+    const LN_2: [Self; 2] = [0.693_359_4, -0.000_212_194_44];
+    // Relative error of the polynomial alone: 2^-32.
+    const EXP: &'static [Self] = &[
+        0.5,
+        0.166_666_67,
+        0.041_666_463,
+        0.008_333_310_5,
+        0.001_393_373_1,
+        0.000_198_910_8,
     ];
 }
 
 impl Lane for f64 {
     const ROUND: Self = 6_755_399_441_055_744.0; // 1.5 * 2^52
     const EXPONENT: u32 = 52;
-    const MIN_EXPONENT: Self = -1022.0;
+    const MIN_EXP: Self = -708.396_418_532_264_1;
     const LOWEST: Self = Self::MIN;
     const NEG_INFINITY: Self = Self::NEG_INFINITY;
     const LOG2_E: Self = core::f64::consts::LOG2_E;
-    // Relative error of the polynomial alone: 2^-62.9.
-    const EXP2: &'static [Self] = &[
-        core::f64::consts::LN_2,
-        0.240_226_506_959_100_72,
-        0.055_504_108_664_821_625,
-        0.009_618_129_107_628_48,
-        0.001_333_355_814_640_647,
-        0.000_154_035_303_933_707_34,
-        1.525_273_384_155_677_3e-5,
-        1.321_548_680_870_556_3e-6,
-        1.017_805_708_773_394_1e-7,
-        7.054_897_304_155_499_5e-9,
-        4.455_817_908_336_065e-10,
-        2.572_932_417_736_230_5e-11,
+    const LN_2: [Self; 2] = [0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10];
+    // Relative error of the polynomial alone: 2^-61.9.
+    const EXP: &'static [Self] = &[
+        0.5,
+        0.166_666_666_666_666_7,
+        0.041_666_666_666_666_67,
+        0.008_333_333_333_326_084,
+        0.001_388_888_888_888_371_1,
+        0.000_198_412_698_750_022_8,
+        2.480_158_732_567_746e-5,
+        2.755_725_517_000_089e-6,
+        2.755_727_347_871_858e-7,
+        2.510_531_272_962_210_3e-8,
+        2.091_475_532_589_32e-9,
     ];
 }
 

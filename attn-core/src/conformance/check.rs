@@ -2,7 +2,8 @@
 
 use super::cases::{Case, Placement};
 use super::data::Numbers;
-use super::{oracle, plain};
+use super::oracle;
+use super::plain::{self, Order, round};
 use crate::dtype::{DType, Element};
 use crate::error::{Error, Result as CoreResult};
 use crate::kernels::{Backend, Kernels, Projection, RowOrder};
@@ -63,40 +64,47 @@ fn half_unit(dtype: DType) -> f64 {
 
 /// Rows of a case for its error to be known: the largest error of a few says little, so a small case is drawn anew until there
 /// are so many. (Outputs of one row share its weights and their errors.)
-const ROWS: usize = 100;
+const ROWS: usize = 64;
 /// Columns of a row that are looked at.
-const COLUMNS: usize = 24;
+const COLUMNS: usize = 32;
+/// Draws at least: where every query is fully masked all rows of a draw are the same.
+const LEAST_DRAWS: usize = 8;
+/// Multiply-adds after which a case is not drawn again.
+const WORK: usize = 1 << 23;
 /// Draws at most.
 const DRAWS: usize = 50;
 
 /// Outputs beside the truth and beside plain arithmetic.
 #[derive(Default)]
 pub(super) struct Comparison {
-    entries: Vec<(usize, f64, f64, f64)>,
+    entries: Vec<(usize, f64, f64)>,
+    plain_error: f64,
+    rows: usize,
 }
 
 impl Comparison {
-    pub(super) fn push(&mut self, index: usize, got: f64, truth: f64, plain: f64) {
-        self.entries.push((index, got, truth, plain));
+    /// One output: its index, what the backend gave, the truth, what plain arithmetic gives in every order.
+    pub(super) fn push(&mut self, index: usize, got: f64, truth: f64, plain: [f64; 3]) {
+        self.entries.push((index, got, truth));
+        for error in plain
+            .map(|plain| (truth - plain).abs())
+            .into_iter()
+            .filter(|error| error.is_finite())
+        {
+            self.plain_error = self.plain_error.max(error);
+        }
     }
 
     /// The rule of the module's documentation.
     pub(super) fn verdict(&self, case: &str, output: &str, dtype: DType) -> Result<(), Failure> {
-        let finite = |value: &f64| value.is_finite();
-        let plain_error = self
+        let truths = self
             .entries
             .iter()
-            .map(|(.., truth, plain)| (truth - plain).abs())
-            .filter(finite);
-        let largest = self
-            .entries
-            .iter()
-            .map(|(_, _, truth, _)| truth.abs())
-            .filter(finite)
-            .fold(0.0, f64::max);
-        let floor = half_unit(dtype) * largest;
-        let allowed = (2.0 * plain_error.fold(0.0, f64::max)).max(floor);
-        for &(index, got, truth, _) in &self.entries {
+            .map(|(_, _, truth)| truth.abs())
+            .filter(|truth| truth.is_finite());
+        let floor = half_unit(dtype) * truths.fold(0.0, f64::max);
+        let allowed = (2.0 * self.plain_error).max(floor);
+        for &(index, got, truth) in &self.entries {
             let right = if truth.is_nan() {
                 got.is_nan()
             } else {
@@ -372,9 +380,10 @@ where
     let (mut outputs, mut weights) = (Comparison::default(), Comparison::default());
     for draw in 0..DRAWS {
         attend_once::<T, B>(backend, case, draw, maths, &mut outputs, &mut weights)?;
-        let columns = if case.value_depth == 0 { case.key_length } else { case.value_depth.min(COLUMNS) };
-        let count = outputs.entries.len().max(weights.entries.len());
-        if count == 0 || count >= ROWS * columns {
+        let work =
+            case.query_length * case.key_length * (case.depth + case.value_depth) * (draw + 1);
+        let enough = outputs.rows >= ROWS && draw + 1 >= LEAST_DRAWS;
+        if outputs.rows == 0 || enough || work >= WORK {
             break;
         }
     }
@@ -457,20 +466,30 @@ fn compare<T: Element>(
             let q: Vec<f64> = rows.row(&call.query, batch, head, query).collect();
             let rounded: Vec<f64> = q
                 .iter()
-                .map(|x| T::from_f64(x * T::from_f64(factor).to_f64()).to_f64())
+                .map(|x| round::<T>(x * round::<T>(factor)))
                 .collect();
             let (bias, seen) = (rows.bias(matrix, query), rows.seen(matrix, query));
-            let keys = 0..shape.key_length;
-            let products: Vec<f64> = keys
-                .clone()
-                .map(|k| plain::dot::<T>(rounded.iter().copied(), rows.row(key, batch, head, k)))
+            let keys: Vec<Vec<f64>> = (0..shape.key_length)
+                .map(|k| rows.row(key, batch, head, k).collect())
                 .collect();
-            let plain_weights =
-                plain::weights::<T>(&products, bias.as_deref(), &seen, case.fully_masked, maths);
+            let plain_weights = Order::ALL.map(|order| {
+                let products: Vec<f64> = keys
+                    .iter()
+                    .map(|k| plain::dot::<T>(order, &rounded, k))
+                    .collect();
+                plain::weights::<T>(
+                    order,
+                    &products,
+                    bias.as_deref(),
+                    &seen,
+                    case.fully_masked,
+                    maths,
+                )
+            });
             let truth = oracle::Row {
                 products: keys
-                    .clone()
-                    .map(|k| oracle::dot(q.iter().copied(), rows.row(key, batch, head, k)))
+                    .iter()
+                    .map(|k| oracle::dot(q.iter().copied(), k.iter().copied()))
                     .collect(),
                 scale: factor,
                 bias,
@@ -479,25 +498,23 @@ fn compare<T: Element>(
                 maths,
             }
             .weights();
+            let row = matrix * shape.query_length + query;
+            outputs.rows += 1;
             for column in (0..shape.value_depth).rev().take(COLUMNS) {
-                let values = || {
-                    keys.clone()
-                        .map(|k| rows.element(value, batch, head, k, column))
-                };
-                let exact = oracle::dot(truth.iter().copied(), values()).value();
-                let plainly = plain::dot::<T>(plain_weights.iter().copied(), values());
+                let values: Vec<f64> = (0..shape.key_length)
+                    .map(|k| rows.element(value, batch, head, k, column))
+                    .collect();
+                let exact = oracle::dot(truth.iter().copied(), values.iter().copied()).value();
+                let plainly =
+                    [0, 1, 2].map(|i| plain::dot::<T>(Order::ALL[i], &plain_weights[i], &values));
                 let got = rows.element(&out, batch, head, query, column);
-                outputs.push(
-                    (matrix * shape.query_length + query) * shape.value_depth + column,
-                    got,
-                    exact,
-                    plainly,
-                );
+                outputs.push(row * shape.value_depth + column, got, exact, plainly);
             }
             if case.weights {
-                for k in keys {
-                    let index = (matrix * shape.query_length + query) * shape.key_length + k;
-                    all_weights.push(index, weights[index].to_f64(), truth[k], plain_weights[k]);
+                for k in 0..shape.key_length {
+                    let index = row * shape.key_length + k;
+                    let plainly = [0, 1, 2].map(|i| plain_weights[i][k]);
+                    all_weights.push(index, weights[index].to_f64(), truth[k], plainly);
                 }
             }
         }
@@ -544,7 +561,7 @@ where
                         with_bias,
                         &mut comparison,
                     )?;
-                    if comparison.entries.is_empty() || comparison.entries.len() >= ROWS * COLUMNS {
+                    if comparison.rows == 0 || comparison.rows >= ROWS {
                         break;
                     }
                 }
@@ -589,18 +606,28 @@ where
     let view = HostViewMut::new(&mut out, &[rows, outputs]).map_err(failed)?;
     backend.project(&call, view, &mut scratch).map_err(failed)?;
     for row in sample(rows) {
+        comparison.rows += 1;
         for column in 0..outputs {
-            let left = || (0..features).map(|f| input[row * features + f].to_f64());
-            let right = || (0..features).map(|f| kernel[f * outputs + column].to_f64());
+            let left: Vec<f64> = (0..features)
+                .map(|f| input[row * features + f].to_f64())
+                .collect();
+            let right: Vec<f64> = (0..features)
+                .map(|f| kernel[f * outputs + column].to_f64())
+                .collect();
             let added = if with_bias {
                 bias[column].to_f64()
             } else {
                 0.0
             };
-            let truth = oracle::dot(left().chain([1.0]), right().chain([added])).value();
-            let plainly = T::from_f64(plain::dot::<T>(left(), right()) + added).to_f64();
+            let exact = oracle::dot(
+                left.iter().copied().chain([1.0]),
+                right.iter().copied().chain([added]),
+            )
+            .value();
+            let plainly =
+                Order::ALL.map(|order| round::<T>(plain::dot::<T>(order, &left, &right) + added));
             let index = row * outputs + column;
-            comparison.push(index, out[index].to_f64(), truth, plainly);
+            comparison.push(index, out[index].to_f64(), exact, plainly);
         }
     }
     Ok(())
@@ -641,10 +668,16 @@ where
                 let mean = oracle::sum(row.iter().copied()).value() / depth as f64;
                 let centred = || row.iter().map(|x| x - mean);
                 let variance = oracle::dot(centred(), centred()).value() / depth as f64;
-                let plainly = plain::normalize::<T>(&row, &wide, EPSILON, maths);
+                let plainly = Order::ALL
+                    .map(|order| plain::normalize::<T>(order, &row, &wide, EPSILON, maths));
                 for (i, x) in centred().enumerate() {
                     let truth = x / (maths.sqrt)(variance + EPSILON) * wide[i];
-                    comparison.push(i, got[i].to_f64(), truth, plainly[i]);
+                    comparison.push(
+                        i,
+                        got[i].to_f64(),
+                        truth,
+                        [0, 1, 2].map(|order: usize| plainly[order][i]),
+                    );
                 }
             }
             comparison.verdict(&name, "x", T::DTYPE)?;

@@ -11,24 +11,50 @@ use crate::view::{Host, HostView, HostViewMut};
 use alloc::vec::Vec;
 
 /// Rounds to `T` and back.
-fn round<T: Element>(value: f64) -> f64 {
+pub(super) fn round<T: Element>(value: f64) -> f64 {
     T::from_f64(value).to_f64()
 }
 
-/// A sum in the accumulator's type, from the first term to the last.
-fn accumulate<T: Element>(terms: impl Iterator<Item = f64>) -> f64 {
-    terms.fold(0.0, |sum, term| {
-        round::<T::Acc>(sum + round::<T::Acc>(term))
-    })
+/// The order of a sum, which no definition fixes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// From the first term to the last.
+    Forward,
+    /// From the last term to the first.
+    Backward,
+    /// The even terms, the odd terms, then both.
+    Alternate,
+}
+
+impl Order {
+    pub(super) const ALL: [Self; 3] = [Self::Forward, Self::Backward, Self::Alternate];
+}
+
+/// A sum in the accumulator's type.
+fn accumulate<T: Element>(
+    order: Order,
+    terms: impl DoubleEndedIterator<Item = f64> + Clone,
+) -> f64 {
+    let add = |sum, term| round::<T::Acc>(sum + round::<T::Acc>(term));
+    match order {
+        Order::Forward => terms.fold(0.0, add),
+        Order::Backward => terms.rev().fold(0.0, add),
+        Order::Alternate => {
+            let even = terms.clone().step_by(2).fold(0.0, add);
+            let odd = terms.skip(1).step_by(2).fold(0.0, add);
+            round::<T::Acc>(even + odd)
+        }
+    }
 }
 
 /// `Σ a · b` accumulated, then rounded to `T`.
-pub(super) fn dot<T: Element>(a: impl Iterator<Item = f64>, b: impl Iterator<Item = f64>) -> f64 {
-    round::<T>(accumulate::<T>(a.zip(b).map(|(a, b)| a * b)))
+pub(super) fn dot<T: Element>(order: Order, a: &[f64], b: &[f64]) -> f64 {
+    round::<T>(accumulate::<T>(order, a.iter().zip(b).map(|(a, b)| a * b)))
 }
 
 /// The weights of one query as Flax computes them in `T`; `products` are `(q / sqrt(d)) · k`, rounded.
 pub(super) fn weights<T: Element>(
+    order: Order,
     products: &[f64],
     bias: Option<&[f64]>,
     seen: &[bool],
@@ -53,7 +79,7 @@ pub(super) fn weights<T: Element>(
         .iter()
         .map(|score| round::<T>((maths.exp)(round::<T>(score - largest))))
         .collect();
-    let total = round::<T>(accumulate::<T>(exponentials.iter().copied()));
+    let total = round::<T>(accumulate::<T>(order, exponentials.iter().copied()));
     exponentials.iter().map(|e| round::<T>(e / total)).collect()
 }
 
@@ -68,6 +94,7 @@ fn lowest<T: Element>() -> f64 {
 
 /// Layer norm of one row as Flax computes it: the fast variance, in the accumulator's type.
 pub(super) fn normalize<T: Element>(
+    order: Order,
     row: &[f64],
     scale: &[f64],
     epsilon: f64,
@@ -75,8 +102,8 @@ pub(super) fn normalize<T: Element>(
 ) -> Vec<f64> {
     let acc = round::<T::Acc>;
     let count = row.len() as f64;
-    let mean = acc(accumulate::<T>(row.iter().copied()) / count);
-    let square = acc(accumulate::<T>(row.iter().map(|x| acc(x * x))) / count);
+    let mean = acc(accumulate::<T>(order, row.iter().copied()) / count);
+    let square = acc(accumulate::<T>(order, row.iter().map(|x| acc(x * x))) / count);
     let variance = acc(square - acc(mean * mean)).max(0.0);
     let factor = acc(1.0 / acc((maths.sqrt)(acc(variance + epsilon))));
     row.iter()
@@ -126,7 +153,7 @@ impl<T: Element> Kernels<T> for Reference {
                 let bias = call
                     .bias
                     .map_or(0.0, |bias| at(&bias, bias.layout().at(&[column])));
-                let value = round::<T::Acc>(accumulate::<T>(terms) + bias);
+                let value = round::<T::Acc>(accumulate::<T>(Order::Forward, terms) + bias);
                 let index = start + column * layout.strides().last().copied().unwrap_or(0);
                 out.buf_mut()[index] = T::from_f64(value);
             }
@@ -164,7 +191,7 @@ impl<T: Element> Kernels<T> for Reference {
             let values: Vec<f64> = (0..depth)
                 .map(|i| x.buf_mut()[start + i * step].to_f64())
                 .collect();
-            for (i, value) in normalize::<T>(&values, &scale, epsilon, &self.maths)
+            for (i, value) in normalize::<T>(Order::Forward, &values, &scale, epsilon, &self.maths)
                 .into_iter()
                 .enumerate()
             {
@@ -209,10 +236,14 @@ impl<T: Element> Kernels<T> for Reference {
                     .map(|x| round::<T>(x * round::<T>(factor)))
                     .collect();
                 let products: Vec<f64> = (0..shape.key_length)
-                    .map(|k| dot::<T>(q.iter().copied(), rows.row(&key, batch, head, k)))
+                    .map(|k| {
+                        let k: Vec<f64> = rows.row(&key, batch, head, k).collect();
+                        dot::<T>(Order::Forward, &q, &k)
+                    })
                     .collect();
                 let (bias, seen) = (rows.bias(matrix, query), rows.seen(matrix, query));
                 let weights = weights::<T>(
+                    Order::Forward,
                     &products,
                     bias.as_deref(),
                     &seen,
@@ -220,9 +251,10 @@ impl<T: Element> Kernels<T> for Reference {
                     &self.maths,
                 );
                 for column in 0..shape.value_depth {
-                    let values =
-                        (0..shape.key_length).map(|k| rows.element(&value, batch, head, k, column));
-                    let sum = dot::<T>(weights.iter().copied(), values);
+                    let values: Vec<f64> = (0..shape.key_length)
+                        .map(|k| rows.element(&value, batch, head, k, column))
+                        .collect();
+                    let sum = dot::<T>(Order::Forward, &weights, &values);
                     let strides = out_layout.strides();
                     let index = out_layout.base(axes, batch)
                         + query * strides[axes]
