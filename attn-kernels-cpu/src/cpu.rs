@@ -150,7 +150,7 @@ macro_rules! impl_kernels {
             }
 
             fn normalize(&self, x: HostViewMut<'_, $type>, scale: HostView<'_, $acc>, epsilon: f64) -> Result<()> {
-                normalize::normalize(self, x, scale, epsilon)
+                normalize::normalize(x, scale, epsilon)
             }
 
             fn attend_scratch(&self, shape: &AttentionShape) -> usize {

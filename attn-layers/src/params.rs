@@ -120,8 +120,8 @@ pub trait ParamSource {
     /// The array `scope/name`, if it is there.
     fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>>;
 
-    /// Whether there is any array below `scope`: Flax tells a submodule without parameters from one that lacks a parameter.
-    fn has_scope(&self, scope: &str) -> bool;
+    /// Whether there is no array at all: Flax tells a layer without parameters from one that lacks some.
+    fn is_empty(&self) -> bool;
 }
 
 impl ParamSource for [(&str, TensorView<'_>)] {
@@ -136,11 +136,8 @@ impl ParamSource for [(&str, TensorView<'_>)] {
             .map(|&(_, view)| view)
     }
 
-    fn has_scope(&self, scope: &str) -> bool {
-        self.iter().any(|(path, _)| {
-            path.strip_prefix(scope)
-                .is_some_and(|rest| rest.starts_with('/'))
-        })
+    fn is_empty(&self) -> bool {
+        <[_]>::is_empty(self)
     }
 }
 
@@ -149,8 +146,8 @@ impl<const N: usize> ParamSource for [(&str, TensorView<'_>); N] {
         self.as_slice().tensor(scope, name)
     }
 
-    fn has_scope(&self, scope: &str) -> bool {
-        self.as_slice().has_scope(scope)
+    fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
     }
 }
 
@@ -160,8 +157,8 @@ impl ParamSource for alloc::vec::Vec<(&str, TensorView<'_>)> {
         self.as_slice().tensor(scope, name)
     }
 
-    fn has_scope(&self, scope: &str) -> bool {
-        self.as_slice().has_scope(scope)
+    fn is_empty(&self) -> bool {
+        self.as_slice().is_empty()
     }
 }
 
@@ -173,13 +170,14 @@ pub(crate) fn find<'p>(
     name: &'static str,
     shape: &[usize],
 ) -> Result<TensorView<'p>> {
-    let Some(tensor) = params.tensor(scope, name) else {
-        return Err(if params.has_scope(scope) {
-            Error::ParamMissing { scope, name }
-        } else {
+    let missing = || {
+        if params.is_empty() {
             Error::ParamsEmpty
-        });
+        } else {
+            Error::ParamMissing { scope, name }
+        }
     };
+    let tensor = params.tensor(scope, name).ok_or_else(missing)?;
     same_shape(scope, name, tensor.shape(), shape)?;
     Ok(tensor)
 }

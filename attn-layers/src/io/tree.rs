@@ -259,6 +259,14 @@ impl<'a> Tree<'a> {
         false
     }
 
+    fn has_children(&self, node: usize) -> bool {
+        let from = (node, Cow::Borrowed(""));
+        self.children
+            .range(from..)
+            .next()
+            .is_some_and(|((of, _), _)| *of == node)
+    }
+
     /// The node of a path, its steps separated by `/` or, where there is none, by `.`.
     fn find(&self, from: usize, path: &str) -> Option<usize> {
         let separator = if path.contains('/') { '/' } else { '.' };
@@ -409,15 +417,8 @@ impl ParamSource for Subtree<'_, '_> {
         self.tree.view(self.tree.child(scope, name)?)
     }
 
-    fn has_scope(&self, scope: &str) -> bool {
-        let Some(scope) = self.tree.child(self.node, scope) else {
-            return false;
-        };
-        self.tree
-            .children
-            .range((scope, Cow::Borrowed(""))..)
-            .next()
-            .is_some_and(|((of, _), _)| *of == scope)
+    fn is_empty(&self) -> bool {
+        !self.tree.has_children(self.node)
     }
 }
 
