@@ -1,0 +1,135 @@
+//! Results have the same bits for every number of threads.
+#![cfg(feature = "rayon")]
+
+use attn_core::{
+    Attention, Causal, Element, Error, Host, HostView, HostViewMut, Kernels, Projection, RowOrder,
+    bf16, f16,
+};
+use attn_kernels_cpu::{Cpu, Isa};
+use std::sync::Arc;
+
+/// Numbers of all sizes below 1, the same every time.
+fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
+    let mut state = seed;
+    let next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        T::from_f64((state >> 33) as f64 / f64::from(1u32 << 30) - 1.0)
+    };
+    core::iter::repeat_with(next).take(count).collect()
+}
+
+fn attend<T: Element>(cpu: &Cpu, causal: bool) -> Vec<T>
+where
+    Cpu: Kernels<T, Storage = Host, Error = Error>,
+{
+    let shape = [2, 150, 3, 20];
+    let count = shape.iter().product();
+    let [q, k, v] = [1, 2, 3].map(|seed| numbers::<T>(count, seed));
+    let view = |data| HostView::new(data, &shape).expect("the shape fits");
+    let call =
+        Attention::new(view(&q), view(&k), view(&v)).with_causal(causal.then(Causal::top_left));
+    let sizes = call.shape().expect("the shapes agree");
+    let mut scratch = vec![T::Acc::default(); cpu.attend_scratch(&sizes)];
+    let mut out = vec![T::default(); count];
+    cpu.attend(
+        call,
+        HostViewMut::new(&mut out, &shape).expect("the shape fits"),
+        &mut scratch,
+    )
+    .expect("a plain call");
+    out
+}
+
+fn project<T: Element>(cpu: &Cpu, rows: usize, row_order: RowOrder) -> Vec<T>
+where
+    Cpu: Kernels<T, Storage = Host, Error = Error>,
+{
+    let (features, outputs) = (70, 530);
+    let (x, kernel, bias) = (
+        numbers::<T>(rows * features, 4),
+        numbers::<T>(features * outputs, 5),
+        numbers::<T>(outputs, 6),
+    );
+    let call = Projection {
+        input: HostView::new(&x, &[rows, features]).expect("the shape fits"),
+        kernel: HostView::new(&kernel, &[features, outputs]).expect("the shape fits"),
+        bias: Some(HostView::new(&bias, &[outputs]).expect("the shape fits")),
+        row_order,
+    };
+    let mut scratch = vec![T::Acc::default(); cpu.project_scratch(rows, features, outputs)];
+    let mut out = vec![T::default(); rows * outputs];
+    cpu.project(
+        &call,
+        HostViewMut::new(&mut out, &[rows, outputs]).expect("the shape fits"),
+        &mut scratch,
+    )
+    .expect("a plain call");
+    out
+}
+
+fn same_for_every_count<T: Element>(isa: Isa)
+where
+    Cpu: Kernels<T, Storage = Host, Error = Error>,
+{
+    let Ok(one) = Cpu::with_isa(isa) else {
+        eprintln!("SKIPPED threads::{isa}: this machine lacks it");
+        return;
+    };
+    for threads in [2, 3, 5] {
+        let many = one.clone().with_threads(threads).expect("threads");
+        assert_eq!(many.threads(), threads);
+        for causal in [false, true] {
+            assert_eq!(
+                attend::<T>(&one, causal),
+                attend::<T>(&many, causal),
+                "{isa} {threads} threads"
+            );
+        }
+        for rows in [1, 2, 50, 300, 600] {
+            for row_order in [RowOrder::Any, RowOrder::Fixed] {
+                let (left, right) = (
+                    project::<T>(&one, rows, row_order),
+                    project::<T>(&many, rows, row_order),
+                );
+                assert_eq!(
+                    left, right,
+                    "{isa} {threads} threads {rows} rows {row_order:?}"
+                );
+            }
+        }
+    }
+}
+
+macro_rules! tests {
+    ($($isa:ident $value:ident),+) => {$(
+        mod $isa {
+            use super::*;
+            #[test]
+            fn f32() { same_for_every_count::<f32>(Isa::$value); }
+            #[test]
+            fn f64() { same_for_every_count::<f64>(Isa::$value); }
+            #[test]
+            fn f16() { same_for_every_count::<f16>(Isa::$value); }
+            #[test]
+            fn bf16() { same_for_every_count::<bf16>(Isa::$value); }
+        }
+    )+};
+}
+tests!(portable Portable, avx2 Avx2, avx512 Avx512, neon Neon);
+
+#[test]
+fn a_pool_of_the_callers_serves() {
+    let pool = Arc::new(
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(2)
+            .build()
+            .expect("threads"),
+    );
+    let cpu = Cpu::detect().with_pool(pool);
+    assert_eq!(
+        attend::<f32>(&cpu, true),
+        attend::<f32>(&Cpu::detect(), true)
+    );
+}
