@@ -203,7 +203,8 @@ fn mask() -> Vec<Case> {
     let (b, h) = (2, 3);
     let mut cases = Vec::new();
     for (q, k, d) in [(5, 7, 4), (66, 70, 16), (64, 192, 8)] {
-        let shapes: [&[usize]; 8] = [
+        let shapes: [&[usize]; 9] = [
+            &[],
             &[b, h, q, k],
             &[b, 1, 1, k],
             &[1, h, q, 1],
