@@ -1,5 +1,10 @@
 //! Results have the same bits for every number of threads.
 #![cfg(feature = "rayon")]
+#![expect(
+    clippy::std_instead_of_alloc,
+    clippy::print_stderr,
+    reason = "a test has std, and a skip must be seen"
+)]
 
 use attn_core::{
     Attention, Causal, Element, Error, Host, HostView, HostViewMut, Kernels, Projection, RowOrder,
