@@ -1,107 +1,118 @@
-//! The attention core around a user's einsums. It holds the scores, since the user's code must see them; every step is
-//! rounded to the dtype as Flax does it.
+//! The attention core around a user's einsums. It holds the scores, since the user's code must see them.
 
-use crate::functions::{Attended, DotProductAttention};
+use crate::functions::DotProductAttention;
 use crate::hooks::Einsum;
 use crate::tensor::{Tensor, TensorView};
 use alloc::vec::Vec;
-use attn_core::{Causal, DType, Error, Layout, Result, ScalarType};
+use attn_core::{AttentionShape, Causal, DType, Dims, Error, Layout, Result, ScalarType};
 
-pub(crate) struct Unfused<'a> {
-    pub(crate) qk: &'a dyn Einsum,
-    pub(crate) value: &'a dyn Einsum,
-    pub(crate) dtype: DType,
-    pub(crate) causal: Option<Causal>,
-    pub(crate) force_fp32: bool,
+/// Weights `[batch..., heads, query_length, key_length]` from the user's scores, unrounded.
+pub(crate) fn weights(
+    qk: &dyn Einsum,
+    arguments: &DotProductAttention<'_>,
+    dtype: DType,
+    shape: &AttentionShape,
+    causal: Option<Causal>,
+) -> Result<Tensor> {
+    let wanted = shape.weights(arguments.query.shape())?;
+    let query = scaled(&arguments.query, shape.depth, dtype)?;
+    let key = arguments.key.to_scalar(dtype.scalar())?;
+    let scores = qk.call("...qhd,...khd->...hqk", query.view(), key.view())?;
+    if *scores.shape() != wanted {
+        return Err(Error::Hook {
+            hook: "qk_attn_weights_einsum",
+            reason: "its result is not [batch..., heads, query_length, key_length]",
+        });
+    }
+    let mut values = biased_and_masked(&scores, arguments, dtype, causal)?;
+    for row in values.chunks_mut(shape.key_length.max(1)) {
+        normalize(row);
+    }
+    Tensor::from_f64s(ScalarType::F64, &wanted, values)
 }
 
-impl Unfused<'_> {
-    pub(crate) fn run(
-        &self,
-        arguments: &DotProductAttention<'_>,
-        value: &TensorView<'_>,
-        weights: bool,
-    ) -> Result<Attended> {
-        let scalar = self.dtype.scalar();
-        let (query, key) = (
-            arguments.query.to_scalar(scalar)?,
-            arguments.key.to_scalar(scalar)?,
-        );
-        let value = value.to_scalar(scalar)?;
-        let query = self.scaled(&query)?;
-        let scores = self
-            .qk
-            .call("...qhd,...khd->...hqk", query.view(), key.view())?;
-        let normalized = self.softmax(&scores, arguments)?;
-        let out = self
-            .value
-            .call("...hqk,...khd->...qhd", normalized.view(), value.view())?;
-        Ok(Attended {
-            out,
-            weights: weights.then_some(normalized),
-        })
+/// The user's sum of values, `[batch..., query_length, heads, value_depth]`.
+pub(crate) fn values(
+    einsum: &dyn Einsum,
+    weights: &Tensor,
+    value: &TensorView<'_>,
+    dtype: DType,
+    wanted: &Dims,
+) -> Result<Tensor> {
+    let value = value.to_scalar(dtype.scalar())?;
+    let out = einsum.call("...hqk,...khd->...qhd", weights.view(), value.view())?;
+    if out.shape() == wanted {
+        return Ok(out);
     }
+    Err(Error::Hook {
+        hook: "attn_weights_value_einsum",
+        reason: "its result is not [batch..., query_length, heads, depth]",
+    })
+}
 
-    /// Queries divided by the square root of their depth, itself rounded to the dtype.
-    fn scaled(&self, query: &Tensor) -> Result<Tensor> {
-        let depth = query.shape().last().copied().unwrap_or(1);
-        let root = Tensor::from_f64s(self.dtype.scalar(), &[], [libm::sqrt(depth as f64)])?
-            .view()
-            .get_f64(0);
-        Tensor::from_f64s(
-            self.dtype.scalar(),
-            query.shape(),
-            query.view().iter_f64().map(|x| x / root),
-        )
-    }
+/// Queries divided by the square root of their depth; root and quotient are rounded to the dtype.
+fn scaled(query: &TensorView<'_>, depth: usize, dtype: DType) -> Result<Tensor> {
+    let scalar = dtype.scalar();
+    let root = Tensor::from_f64s(scalar, &[], [libm::sqrt(depth as f64)])?
+        .view()
+        .get_f64(0);
+    let query = query.to_scalar(scalar)?;
+    let quotients = query.view();
+    let quotients = quotients.iter_f64().map(|x| x / root);
+    Tensor::from_f64s(scalar, query.shape(), quotients)
+}
 
-    fn softmax(&self, scores: &Tensor, arguments: &DotProductAttention<'_>) -> Result<Tensor> {
-        let shape = *scores.shape();
-        let [.., query_length, key_length] = *shape.as_slice() else {
-            return Err(Error::Hook {
-                hook: "qk_attn_weights_einsum",
-                reason: "its result has fewer than two axes",
-            });
-        };
-        let layout = |view: &TensorView<'_>, name| {
-            Layout::contiguous(*view.shape())?.broadcast_to(name, &shape)
-        };
-        let bias = arguments
-            .bias
+/// Scores with the bias added and the fill value where a query does not see a key.
+fn biased_and_masked(
+    scores: &Tensor,
+    arguments: &DotProductAttention<'_>,
+    dtype: DType,
+    causal: Option<Causal>,
+) -> Result<Vec<f64>> {
+    let shape = scores.shape();
+    let (rank, fill) = (shape.rank(), lowest(dtype));
+    let (queries, keys) = (shape[rank - 2], shape[rank - 1]);
+    let bias = Broadcast::new("bias", arguments.bias.as_ref(), shape)?;
+    let mask = Broadcast::new("mask", arguments.mask.as_ref(), shape)?;
+    let scores = scores.view();
+    let values = scores.iter_f64().enumerate().map(|(index, score)| {
+        let (query, key) = (index / keys % queries, index % keys);
+        let masked = mask
             .as_ref()
-            .map(|bias| Ok((bias, layout(bias, "bias")?)))
-            .transpose()?;
-        let mask = arguments
-            .mask
-            .as_ref()
-            .map(|mask| Ok((mask, layout(mask, "mask")?)))
-            .transpose()?;
-        let fill = lowest(self.dtype);
-        let mut values = Vec::new();
-        for (index, score) in scores.view().iter_f64().enumerate() {
-            let at = |layout: &Layout| layout.base(shape.rank(), index);
-            let (query, key) = (index / key_length % query_length, index % key_length);
-            let masked = mask
-                .as_ref()
-                .is_some_and(|(mask, layout)| !mask.is_nonzero(at(layout)));
-            let hidden = self
-                .causal
-                .is_some_and(|causal| !causal.sees(query, key, query_length, key_length));
-            let biased = score
+            .is_some_and(|mask| !mask.view.is_nonzero(mask.at(index)));
+        let hidden = causal.is_some_and(|causal| !causal.sees(query, key, queries, keys));
+        if masked || hidden {
+            fill
+        } else {
+            score
                 + bias
                     .as_ref()
-                    .map_or(0.0, |(bias, layout)| bias.get_f64(at(layout)));
-            values.push(if masked || hidden { fill } else { biased });
+                    .map_or(0.0, |bias| bias.view.get_f64(bias.at(index)))
         }
-        let weights_type = if self.force_fp32 {
-            ScalarType::F32
-        } else {
-            self.dtype.scalar()
-        };
-        for row in values.chunks_mut(key_length.max(1)) {
-            normalize(row);
-        }
-        Tensor::from_f64s(weights_type, &shape, values)
+    });
+    Ok(values.collect())
+}
+
+/// An array read as if it had the shape of the scores.
+struct Broadcast<'a> {
+    view: &'a TensorView<'a>,
+    layout: Layout,
+}
+
+impl<'a> Broadcast<'a> {
+    fn new(
+        argument: &'static str,
+        view: Option<&'a TensorView<'a>>,
+        shape: &Dims,
+    ) -> Result<Option<Self>> {
+        let Some(view) = view else { return Ok(None) };
+        let layout = Layout::contiguous(*view.shape())?.broadcast_to(argument, shape)?;
+        Ok(Some(Self { view, layout }))
+    }
+
+    /// Where the element at a row-major index of the scores lies.
+    fn at(&self, index: usize) -> usize {
+        self.layout.base(self.layout.shape().rank(), index)
     }
 }
 

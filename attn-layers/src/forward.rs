@@ -1,18 +1,19 @@
 //! Flax's `__call__`, step by step and in its order of errors, on arrays whose dtypes are known only at run time.
 
-use crate::cache::{AnyCache, CacheAccess};
-use crate::functions::{Attended, DotProductAttention, attention_over, inexact};
-use crate::hooks::{AttentionArgs, DotGeneral, DotGeneralCls};
+use crate::bind::{DenseParams, Sizes};
+use crate::cache::{AnyCache, CacheAccess, Overwritten};
+use crate::functions::{DotProductAttention, attention, inexact};
+use crate::hooks::{AttentionArgs, AttentionFn, DotGeneral, DotGeneralCls};
 use crate::layer::{Call, MultiHeadDotProductAttention, Output};
-use crate::params::{ParamSource, find};
-use crate::plan::head_dim;
-use crate::stage::{self, HostKernels, promote};
+use crate::params::ParamSource;
+use crate::stage::{self, Attended, HostKernels, promote};
 use crate::tensor::{Tensor, TensorView};
 use alloc::vec::Vec;
 use attn_core::{Causal, DType, Dims, Error, Result, RowOrder, ScalarType};
 
 type Layer<'h> = MultiHeadDotProductAttention<'h>;
 
+/// `module.apply`: plain attention, the call that makes a cache, or a step on one.
 pub(crate) fn apply<B: HostKernels>(
     layer: &Layer<'_>,
     backend: &B,
@@ -23,104 +24,29 @@ pub(crate) fn apply<B: HostKernels>(
     let pass = Pass::new(layer, backend, params, &call)?;
     let projected = pass.project_inputs(&call)?;
     if !layer.decode {
-        return pass.finish(&call, &projected, None);
+        return pass.finish(&call, &projected.heads(), None);
     }
     match access {
         CacheAccess::None => Err(Error::CacheMissing),
         CacheAccess::Immutable(cache) => {
-            check_query(cache, projected.query.shape(), 1)?;
+            cache.check_query(projected.query.shape(), 1)?;
+            cache.check_update(&projected.key.view(), &projected.value.view())?;
             Err(Error::CacheImmutable)
         }
-        CacheAccess::Mutable(cache) => match cache {
-            Some(cache) => {
-                check_query(cache, projected.query.shape(), 1)?;
-                pass.step(&call, projected, cache)
-            }
-            None => {
-                let fresh = empty_cache(&projected.key.view(), &projected.value.view())?;
-                let output = pass.finish(&call, &projected, None)?;
-                *cache = Some(fresh);
-                Ok(output)
-            }
-        },
+        CacheAccess::Mutable(Some(cache)) => {
+            cache.check_query(projected.query.shape(), 1)?;
+            Ok(pass.step(&call, &projected, cache, 1)?.0)
+        }
+        CacheAccess::Mutable(absent) => {
+            let fresh = AnyCache::like(&projected.key.view(), &projected.value.view())?;
+            let output = pass.finish(&call, &projected.heads(), None)?;
+            *absent = Some(fresh);
+            Ok(output)
+        }
     }
 }
 
-pub(crate) fn prefill<B: HostKernels>(
-    layer: &Layer<'_>,
-    backend: &B,
-    params: &dyn ParamSource,
-    call: Call<'_>,
-    cache: &mut AnyCache,
-) -> Result<Output> {
-    if !layer.decode {
-        return Err(Error::CacheMissing);
-    }
-    let before = cache.clone();
-    let result = prefill_parts(layer, backend, params, &call, cache);
-    if result.is_err() {
-        *cache = before;
-    }
-    result
-}
-
-/// All tokens that fit at once; past the end one by one, since each overwrites the last slot.
-fn prefill_parts<B: HostKernels>(
-    layer: &Layer<'_>,
-    backend: &B,
-    params: &dyn ParamSource,
-    call: &Call<'_>,
-    cache: &mut AnyCache,
-) -> Result<Output> {
-    let pass = Pass::new(layer, backend, params, call)?;
-    let inputs = resolve(call)?;
-    let axis = inputs[0].shape().rank().checked_sub(2).ok_or(NO_LENGTH)?;
-    let tokens = inputs[0].shape()[axis];
-    let max_length = max_length(cache)?;
-    let mut outputs = Vec::new();
-    let mut weights = Vec::new();
-    let mut done = 0;
-    while done < tokens || outputs.is_empty() {
-        let index = usize::try_from(cache.cache_index).unwrap_or(0);
-        let count = max_length
-            .saturating_sub(index)
-            .min(tokens - done)
-            .max(1)
-            .min(tokens);
-        let [q, k, v] = inputs.map(|input| slice(&input, axis, done, count));
-        let (q, k, v) = (q?, k?, v?);
-        let mask = match &call.mask {
-            Some(mask) => Some(slice_rows(mask, done, count)?),
-            None => None,
-        };
-        let part = Call::new(q.view())
-            .with_inputs_k(Some(k.view()))
-            .with_inputs_v(Some(v.view()))
-            .with_mask(mask.as_ref().map(Tensor::view))
-            .with_deterministic(call.deterministic)
-            .with_dropout_rng(call.dropout_rng)
-            .with_sow_weights(call.sow_weights);
-        let projected = pass.project_inputs(&part)?;
-        check_query(cache, projected.query.shape(), count)?;
-        let output = pass.step(&part, projected, cache)?;
-        // Flax counts calls; here each token is one.
-        cache.cache_index = cache
-            .cache_index
-            .saturating_add(i32::try_from(count).unwrap_or(i32::MAX).saturating_sub(1));
-        outputs.push(output.out);
-        weights.extend(output.attention_weights);
-        done += count;
-    }
-    let attention_weights = match weights.first() {
-        Some(first) => Some(concatenate(&weights, first.shape().rank() - 2)?),
-        None => None,
-    };
-    Ok(Output {
-        out: concatenate(&outputs, axis)?,
-        attention_weights,
-    })
-}
-
+/// The cache that a call would make, without computing it.
 pub(crate) fn init_cache(
     layer: &Layer<'_>,
     params: &dyn ParamSource,
@@ -128,17 +54,17 @@ pub(crate) fn init_cache(
 ) -> Result<AnyCache> {
     let [query, key, value] = resolve(call)?;
     let sizes = Sizes::new(layer, &query)?;
-    let dtype = inexact(layer.dtype)?;
     let projected = |scope: &'static str, input: &TensorView<'_>| {
-        let dense = sizes.dense(layer, params, scope, input)?;
-        let shape = dense.rows.concat(&[layer.num_heads, sizes.head_dim])?;
-        Ok((promote(dtype, dense.scalars(input)), shape))
+        let dense = sizes.input(params, scope, input, layer.use_bias)?;
+        let dtype = promote(inexact(layer.dtype)?, dense.scalars(input));
+        let rows = &input.shape()[..input.shape().rank() - 1];
+        Ok((dtype, sizes.heads(rows)?))
     };
     let (mut key_dtype, key_shape) = projected("key", &key)?;
     let (value_dtype, value_shape) = projected("value", &value)?;
     if layer.normalize_qk {
-        let scale = find(params, "key_ln", "scale", &[sizes.head_dim])?;
-        key_dtype = promote(dtype, [key_dtype.scalar(), scale.scalar()]);
+        let scale = sizes.scale(params, "key_ln")?;
+        key_dtype = promote(inexact(layer.dtype)?, [key_dtype.scalar(), scale.scalar()]);
     }
     Ok(AnyCache {
         cached_key: Tensor::zeros(key_dtype.scalar(), &key_shape)?,
@@ -147,14 +73,8 @@ pub(crate) fn init_cache(
     })
 }
 
-const NO_LENGTH: Error = Error::Rank {
-    argument: "inputs_q",
-    got: 1,
-    wanted: "[batch..., length, features]",
-};
-
 /// Which array serves as query, key and value.
-fn resolve<'a>(call: &Call<'a>) -> Result<[TensorView<'a>; 3]> {
+pub(crate) fn resolve<'a>(call: &Call<'a>) -> Result<[TensorView<'a>; 3]> {
     let query = call.inputs_q;
     if let Some(both) = call.inputs_kv {
         if call.inputs_k.is_some() || call.inputs_v.is_some() {
@@ -169,91 +89,32 @@ fn resolve<'a>(call: &Call<'a>) -> Result<[TensorView<'a>; 3]> {
     Ok([query, key, call.inputs_v.unwrap_or(key)])
 }
 
-/// The sizes that the fields and `inputs_q` give.
-struct Sizes {
-    head_dim: usize,
-    hidden: usize,
-    out_features: usize,
-}
-
-impl Sizes {
-    fn new(layer: &Layer<'_>, inputs_q: &TensorView<'_>) -> Result<Self> {
-        let Some(&features) = inputs_q.shape().last() else {
-            return Err(Error::Rank {
-                argument: "inputs_q",
-                got: 0,
-                wanted: "[batch..., length, features]",
-            });
-        };
-        let or_features =
-            |given: Option<usize>| given.filter(|&given| given != 0).unwrap_or(features);
-        let hidden = or_features(layer.qkv_features);
-        let head_dim = head_dim(hidden, layer.num_heads)?;
-        Ok(Self {
-            head_dim,
-            hidden,
-            out_features: or_features(layer.out_features),
-        })
-    }
-
-    /// The parameters of query, key or value.
-    fn dense<'p>(
-        &self,
-        layer: &Layer<'_>,
-        params: &'p dyn ParamSource,
-        scope: &'static str,
-        input: &TensorView<'_>,
-    ) -> Result<DenseParams<'p>> {
-        let Some((&features, rows)) = input.shape().split_last() else {
-            return Err(Error::Rank {
-                argument: "inputs",
-                got: 0,
-                wanted: "[batch..., length, features]",
-            });
-        };
-        let heads = [layer.num_heads, self.head_dim];
-        let kernel = find(params, scope, "kernel", &[features, heads[0], heads[1]])?;
-        let bias = match layer.use_bias {
-            true => Some(find(params, scope, "bias", &heads)?.reshape(&[self.hidden])?),
-            false => None,
-        };
-        Ok(DenseParams {
-            kernel: kernel.reshape(&[features, self.hidden])?,
-            bias,
-            rows: Dims::new(rows)?,
-        })
-    }
-}
-
-/// A dense layer's parameters, its axes flattened.
-struct DenseParams<'p> {
-    kernel: TensorView<'p>,
-    bias: Option<TensorView<'p>>,
-    /// The input's axes before the last.
-    rows: Dims,
-}
-
-impl DenseParams<'_> {
-    fn scalars(&self, input: &TensorView<'_>) -> impl Iterator<Item = ScalarType> {
-        [
-            Some(input.scalar()),
-            Some(self.kernel.scalar()),
-            self.bias.map(|bias| bias.scalar()),
-        ]
-        .into_iter()
-        .flatten()
-    }
-}
-
 /// Projected and normalised inputs, `[batch..., length, heads, head_dim]`.
-struct Projected {
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+pub(crate) struct Projected {
+    pub(crate) query: Tensor,
+    pub(crate) key: Tensor,
+    pub(crate) value: Tensor,
+}
+
+impl Projected {
+    fn heads(&self) -> Heads<'_> {
+        Heads {
+            query: self.query.view(),
+            key: self.key.view(),
+            value: self.value.view(),
+        }
+    }
+}
+
+/// What the attention core reads, `[batch..., length, heads, head_dim]`.
+struct Heads<'a> {
+    query: TensorView<'a>,
+    key: TensorView<'a>,
+    value: TensorView<'a>,
 }
 
 /// What the steps of one call share.
-struct Pass<'a, 'h, B> {
+pub(crate) struct Pass<'a, 'h, B> {
     layer: &'a Layer<'h>,
     backend: &'a B,
     params: &'a dyn ParamSource,
@@ -261,7 +122,7 @@ struct Pass<'a, 'h, B> {
 }
 
 impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
-    fn new(
+    pub(crate) fn new(
         layer: &'a Layer<'h>,
         backend: &'a B,
         params: &'a dyn ParamSource,
@@ -285,120 +146,117 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
         }
     }
 
-    fn project_inputs(&self, call: &Call<'_>) -> Result<Projected> {
+    pub(crate) fn project_inputs(&self, call: &Call<'_>) -> Result<Projected> {
         let [query, key, value] = resolve(call)?;
         let mut query = self.project_heads("query", &query)?;
         let mut key = self.project_heads("key", &key)?;
         let value = self.project_heads("value", &value)?;
         if self.layer.normalize_qk {
-            query = self.normalize("query_ln", &query)?;
-            key = self.normalize("key_ln", &key)?;
+            query = self.normalize("query_ln", query)?;
+            key = self.normalize("key_ln", key)?;
         }
         Ok(Projected { query, key, value })
     }
 
     fn project_heads(&self, scope: &'static str, input: &TensorView<'_>) -> Result<Tensor> {
-        let dense = self.sizes.dense(self.layer, self.params, scope, input)?;
-        let dtype = promote(inexact(self.layer.dtype)?, dense.scalars(input));
-        let hook = (self.layer.qkv_dot_general_cls, self.layer.qkv_dot_general);
-        let out = self.dense(&dense, dtype, input, hook, "qkv_dot_general")?;
-        out.reshape(
-            &dense
-                .rows
-                .concat(&[self.layer.num_heads, self.sizes.head_dim])?,
-        )
+        let layer = self.layer;
+        let dense = self
+            .sizes
+            .input(self.params, scope, input, layer.use_bias)?;
+        let hook = Product {
+            field: "qkv_dot_general",
+            factory: layer.qkv_dot_general_cls,
+            function: layer.qkv_dot_general,
+        };
+        let out = self.dense(&dense, input, &hook)?;
+        let rows = &input.shape()[..input.shape().rank() - 1];
+        out.reshape(&self.sizes.heads(rows)?)
+    }
+
+    /// The out projection of the core's output.
+    fn project_out(&self, context: &Tensor) -> Result<Tensor> {
+        let (layer, sizes) = (self.layer, &self.sizes);
+        let dense = sizes.output(self.params, layer.use_bias)?;
+        let heads = [sizes.num_heads, sizes.head_dim];
+        let Some(rows) = context.shape().strip_suffix(&heads) else {
+            return Err(Error::Hook {
+                hook: "attention_fn",
+                reason: "its result is not [batch..., length, heads, head_dim]",
+            });
+        };
+        let input = context
+            .view()
+            .reshape(&Dims::new(rows)?.push(sizes.hidden)?)?;
+        let hook = Product {
+            field: "out_dot_general",
+            factory: layer.out_dot_general_cls,
+            function: layer.out_dot_general,
+        };
+        self.dense(&dense, &input, &hook)
     }
 
     fn dense(
         &self,
         dense: &DenseParams<'_>,
-        dtype: DType,
         input: &TensorView<'_>,
-        (factory, hook): (Option<DotGeneralCls<'h>>, Option<&'h dyn DotGeneral>),
-        name: &'static str,
+        hook: &Product<'h>,
     ) -> Result<Tensor> {
-        let made = factory.map(|factory| factory());
-        let Some(hook) = made.as_deref().or(hook) else {
-            return stage::project(
+        let dtype = promote(inexact(self.layer.dtype)?, dense.scalars(input));
+        let made = hook.factory.map(|factory| factory());
+        match made.as_deref().or(hook.function) {
+            Some(function) => hook.run(function, dense, dtype, input),
+            None => stage::project(
                 self.backend,
                 dtype,
                 self.row_order(),
                 input,
                 &dense.kernel,
                 dense.bias.as_ref(),
-            );
-        };
-        let (input, kernel) = (
-            input.to_scalar(dtype.scalar())?,
-            dense.kernel.to_scalar(dtype.scalar())?,
-        );
-        let product = hook.call(input.view(), kernel.view())?;
-        let outputs = kernel.shape()[1];
-        if *product.shape() != dense.rows.push(outputs)? {
-            return Err(Error::Hook {
-                hook: name,
-                reason: "its result is not [rows..., outputs]",
-            });
-        }
-        match &dense.bias {
-            None => Ok(product),
-            Some(bias) => {
-                let bias = bias.to_scalar(dtype.scalar())?.to_vec_f64();
-                let biased = product
-                    .view()
-                    .iter_f64()
-                    .zip(bias.iter().cycle())
-                    .map(|(x, b)| x + b)
-                    .collect::<Vec<_>>();
-                Tensor::from_f64s(product.scalar(), product.shape(), biased)
-            }
+            ),
         }
     }
 
-    fn normalize(&self, scope: &'static str, x: &Tensor) -> Result<Tensor> {
-        let scale = find(self.params, scope, "scale", &[self.sizes.head_dim])?;
+    fn normalize(&self, scope: &'static str, x: Tensor) -> Result<Tensor> {
+        let scale = self.sizes.scale(self.params, scope)?;
         let dtype = promote(inexact(self.layer.dtype)?, [x.scalar(), scale.scalar()]);
-        stage::normalize(self.backend, dtype, &x.view(), &scale)
+        stage::normalize(self.backend, dtype, x, &scale)
     }
 
-    /// A decoding step on a cache that is there: one token, or as many as the queries are when prefilling.
-    fn step(&self, call: &Call<'_>, projected: Projected, cache: &mut AnyCache) -> Result<Output> {
-        let index = cache.cache_index;
-        let undo = Undo::new(cache, &projected)?;
-        let (max_length, rank) = (max_length(cache)?, cache.cached_key.shape().rank());
-        check_step_mask(call, rank)?;
-        undo.write(cache, &projected)?;
-        let offset = isize::try_from(index).unwrap_or(isize::MAX);
-        debug_assert!(max_length > 0);
-        let over = Projected {
-            query: projected.query,
-            key: cache.cached_key.clone(),
-            value: cache.cached_value.clone(),
+    /// A decoding step on a cache that is there, which then has seen `tokens` more.
+    pub(crate) fn step(
+        &self,
+        call: &Call<'_>,
+        projected: &Projected,
+        cache: &mut AnyCache,
+        tokens: usize,
+    ) -> Result<(Output, Overwritten)> {
+        let offset = cache.cache_index as isize;
+        let overwritten = cache.update(&projected.key.view(), &projected.value.view(), tokens)?;
+        let heads = Heads {
+            query: projected.query.view(),
+            key: cache.cached_key.view(),
+            value: cache.cached_value.view(),
         };
-        match self.finish(call, &over, Some(Causal::offset(offset))) {
-            Ok(output) => {
-                cache.cache_index = index.saturating_add(1);
-                Ok(output)
-            }
+        let output = check_step_mask(call, heads.key.shape().rank())
+            .and_then(|()| self.finish(call, &heads, Some(Causal::offset(offset))));
+        match output {
+            Ok(output) => Ok((output, overwritten)),
             Err(error) => {
-                undo.restore(cache)?;
+                overwritten.restore(cache);
                 Err(error)
             }
         }
     }
 
     /// The attention core and the out projection.
-    fn finish(
-        &self,
-        call: &Call<'_>,
-        projected: &Projected,
-        causal: Option<Causal>,
-    ) -> Result<Output> {
+    fn finish(&self, call: &Call<'_>, heads: &Heads<'_>, causal: Option<Causal>) -> Result<Output> {
         let deterministic = self.deterministic(call)?;
-        let attended = self.attention(call, projected, causal, deterministic)?;
-        let out = self.project_out(&attended.out)?;
+        let attended = match self.layer.attention_fn {
+            Some(function) => self.hooked(function, call, heads, causal, deterministic)?,
+            None => self.attention(call, heads, causal, deterministic)?,
+        };
         Ok(Output {
-            out,
+            out: self.project_out(&attended.out)?,
             attention_weights: attended.weights,
         })
     }
@@ -423,117 +281,108 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
     fn attention(
         &self,
         call: &Call<'_>,
-        projected: &Projected,
+        heads: &Heads<'_>,
         causal: Option<Causal>,
         deterministic: bool,
     ) -> Result<Attended> {
         let layer = self.layer;
-        let (query, key, value) = (
-            projected.query.view(),
-            projected.key.view(),
-            projected.value.view(),
-        );
         let qk = layer.qk_attn_weights_einsum_cls.map(|factory| factory());
-        let value_einsum = layer.attn_weights_value_einsum_cls.map(|factory| factory());
-        if let Some(hook) = layer.attention_fn {
-            let mask = causal
-                .map(|causal| step_mask(call, causal, &query, &key))
-                .transpose()?;
-            let args = AttentionArgs {
-                mask: mask.as_ref().map(Tensor::view).or(call.mask),
-                dropout_rng: call.dropout_rng,
-                dropout_rate: layer.dropout_rate,
-                broadcast_dropout: layer.broadcast_dropout,
-                deterministic,
-                dtype: inexact(layer.dtype)?,
-                precision: layer.precision,
-                force_fp32_for_softmax: layer.force_fp32_for_softmax,
-            };
-            return Ok(Attended {
-                out: hook.call(query, key, value, &args)?,
-                weights: None,
-            });
-        }
-        let mut arguments = DotProductAttention::new(query, key);
-        arguments.mask = call.mask;
-        arguments.dropout_rng = call.dropout_rng;
-        arguments.dropout_rate = layer.dropout_rate;
-        arguments.broadcast_dropout = layer.broadcast_dropout;
-        arguments.deterministic = deterministic;
-        arguments.dtype = layer.dtype;
-        arguments.precision = layer.precision;
-        arguments.force_fp32_for_softmax = layer.force_fp32_for_softmax;
-        arguments.qk_attn_weights_einsum = qk.as_deref();
-        arguments.attn_weights_value_einsum = value_einsum.as_deref();
-        attention_over(self.backend, &arguments, &value, call.sow_weights, causal)
+        let value = layer.attn_weights_value_einsum_cls.map(|factory| factory());
+        let arguments = DotProductAttention {
+            mask: call.mask,
+            broadcast_dropout: layer.broadcast_dropout,
+            dropout_rng: call.dropout_rng,
+            dropout_rate: layer.dropout_rate,
+            deterministic,
+            dtype: layer.dtype,
+            precision: layer.precision,
+            force_fp32_for_softmax: layer.force_fp32_for_softmax,
+            qk_attn_weights_einsum: qk.as_deref(),
+            attn_weights_value_einsum: value.as_deref(),
+            ..DotProductAttention::new(heads.query, heads.key)
+        };
+        attention(
+            self.backend,
+            &arguments,
+            &heads.value,
+            call.sow_weights,
+            causal,
+        )
     }
 
-    fn project_out(&self, context: &Tensor) -> Result<Tensor> {
-        let (layer, sizes) = (self.layer, &self.sizes);
-        let kernel = find(
-            self.params,
-            "out",
-            "kernel",
-            &[layer.num_heads, sizes.head_dim, sizes.out_features],
-        )?;
-        let bias = match layer.use_bias {
-            true => Some(find(self.params, "out", "bias", &[sizes.out_features])?),
-            false => None,
+    /// The user's core. It sows no weights: Flax leaves that to it too.
+    fn hooked(
+        &self,
+        function: &dyn AttentionFn,
+        call: &Call<'_>,
+        heads: &Heads<'_>,
+        causal: Option<Causal>,
+        deterministic: bool,
+    ) -> Result<Attended> {
+        let layer = self.layer;
+        let mask = causal
+            .map(|causal| step_mask(call, causal, heads))
+            .transpose()?;
+        let args = AttentionArgs {
+            mask: mask.as_ref().map(Tensor::view).or(call.mask),
+            dropout_rng: call.dropout_rng,
+            dropout_rate: layer.dropout_rate,
+            broadcast_dropout: layer.broadcast_dropout,
+            deterministic,
+            dtype: inexact(layer.dtype)?,
+            precision: layer.precision,
+            force_fp32_for_softmax: layer.force_fp32_for_softmax,
         };
-        let Some(axes) = context.shape().rank().checked_sub(2) else {
-            return Err(Error::Hook {
-                hook: "attention_fn",
-                reason: "its result is not [batch..., length, heads, depth]",
-            });
-        };
-        if context.shape()[axes..] != [layer.num_heads, sizes.head_dim] {
-            return Err(Error::Hook {
-                hook: "attention_fn",
-                reason: "its result is not [batch..., length, heads, depth]",
-            });
-        }
-        let rows = Dims::new(&context.shape()[..axes])?;
-        let input = context.view().reshape(&rows.push(sizes.hidden)?)?;
-        let kernel = kernel.reshape(&[sizes.hidden, sizes.out_features])?;
-        let dense = DenseParams { kernel, bias, rows };
-        let dtype = promote(inexact(layer.dtype)?, dense.scalars(&input));
-        let hook = (layer.out_dot_general_cls, layer.out_dot_general);
-        self.dense(&dense, dtype, &input, hook, "out_dot_general")
-    }
-}
-
-fn empty_cache(key: &TensorView<'_>, value: &TensorView<'_>) -> Result<AnyCache> {
-    Ok(AnyCache {
-        cached_key: Tensor::zeros(key.scalar(), key.shape())?,
-        cached_value: Tensor::zeros(value.scalar(), value.shape())?,
-        cache_index: 0,
-    })
-}
-
-fn max_length(cache: &AnyCache) -> Result<usize> {
-    let shape = cache.cached_key.shape();
-    let axis = shape.rank().checked_sub(3).ok_or(Error::Rank {
-        argument: "cached_key",
-        got: shape.rank(),
-        wanted: "[batch..., max_length, heads, head_dim]",
-    })?;
-    Ok(shape[axis])
-}
-
-/// Only the query is held against the cache, as in Flax.
-fn check_query(cache: &AnyCache, query: &Dims, tokens: usize) -> Result<()> {
-    max_length(cache)?;
-    let shape = cache.cached_key.shape();
-    let axis = shape.rank() - 3;
-    let wanted = Dims::new(&shape[..axis])?.concat(&[tokens, shape[axis + 1], shape[axis + 2]])?;
-    if *query == wanted {
-        Ok(())
-    } else {
-        Err(Error::CacheQueryShape {
-            got: *query,
-            wanted,
+        Ok(Attended {
+            out: function.call(heads.query, heads.key, heads.value, &args)?,
+            weights: None,
         })
     }
+}
+
+/// A user's product in the place of a dense layer's own.
+struct Product<'h> {
+    field: &'static str,
+    factory: Option<DotGeneralCls<'h>>,
+    function: Option<&'h dyn DotGeneral>,
+}
+
+impl Product<'_> {
+    fn run(
+        &self,
+        function: &dyn DotGeneral,
+        dense: &DenseParams<'_>,
+        dtype: DType,
+        input: &TensorView<'_>,
+    ) -> Result<Tensor> {
+        let input = input.to_scalar(dtype.scalar())?;
+        let kernel = dense.kernel.to_scalar(dtype.scalar())?;
+        let product = function.call(input.view(), kernel.view())?;
+        let rows = &input.shape()[..input.shape().rank() - 1];
+        if *product.shape() != Dims::new(rows)?.push(kernel.shape()[1])? {
+            return Err(Error::Hook {
+                hook: self.field,
+                reason: "its result is not [rows..., outputs]",
+            });
+        }
+        match &dense.bias {
+            None => Ok(product),
+            Some(bias) => add_bias(&product, &bias.to_scalar(dtype.scalar())?),
+        }
+    }
+}
+
+/// `product + bias` over the last axis, in what JAX promotes the two to.
+fn add_bias(product: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    let dtype = product.scalar().promote(bias.scalar());
+    let bias = bias.to_vec_f64();
+    let sums = product
+        .view()
+        .iter_f64()
+        .zip(bias.iter().cycle())
+        .map(|(x, b)| x + b)
+        .collect::<Vec<_>>();
+    Tensor::from_f64s(dtype.scalar(), product.shape(), sums)
 }
 
 /// In a step the mask is combined with the cache's own, which has the rank of the weights.
@@ -548,163 +397,22 @@ fn check_step_mask(call: &Call<'_>, rank: usize) -> Result<()> {
 }
 
 /// The mask that `attention_fn` sees in a step: the user's and the cache's.
-fn step_mask(
-    call: &Call<'_>,
-    causal: Causal,
-    query: &TensorView<'_>,
-    key: &TensorView<'_>,
-) -> Result<Tensor> {
-    let axes = query.shape().rank().checked_sub(3).ok_or(NO_LENGTH)?;
-    let (queries, keys) = (query.shape()[axes], key.shape()[axes]);
-    let mut shape = Dims::SCALAR;
-    for _ in 0..axes + 1 {
-        shape = shape.push(1)?;
-    }
-    let values = (0..queries)
-        .flat_map(|q| (0..keys).map(move |k| f64::from(u8::from(causal.sees(q, k, queries, keys)))))
-        .collect::<Vec<_>>();
-    let own = Tensor::from_f64s(ScalarType::F32, &shape.concat(&[queries, keys])?, values)?;
+fn step_mask(call: &Call<'_>, causal: Causal, heads: &Heads<'_>) -> Result<Tensor> {
+    let [batch @ .., queries, _, _] = heads.query.shape().as_slice() else {
+        return Err(Error::Rank {
+            argument: "query",
+            got: heads.query.shape().rank(),
+            wanted: "[batch..., length, heads, head_dim]",
+        });
+    };
+    let keys = heads.key.shape()[batch.len()];
+    let shape = Dims::new(batch)?.concat(&[1, *queries, keys])?;
+    let rows = shape.elements()?.checked_div(keys).unwrap_or(0);
+    let sees = (0..rows).flat_map(|row| {
+        let query = row % queries;
+        (0..keys).map(move |key| f64::from(u8::from(causal.sees(query, key, *queries, keys))))
+    });
+    let own = Tensor::from_f64s(ScalarType::F32, &shape, sees)?;
     let both = crate::masks::combine_masks(&[call.mask, Some(own.view())], ScalarType::F32)?;
     Ok(both.unwrap_or(own))
-}
-
-/// The slots that a step overwrites, kept until the step is done: a cache is unchanged after an error.
-struct Undo {
-    first: usize,
-    key: Tensor,
-    value: Tensor,
-}
-
-impl Undo {
-    fn new(cache: &AnyCache, projected: &Projected) -> Result<Self> {
-        let axis = cache.cached_key.shape().rank() - 3;
-        let max_length = max_length(cache)?;
-        for (argument, cached, new) in [
-            ("key", &cache.cached_key, &projected.key),
-            ("value", &cache.cached_value, &projected.value),
-        ] {
-            if cached.scalar() != new.scalar() {
-                return Err(Error::DTypeMismatch {
-                    argument,
-                    got: new.scalar(),
-                    wanted: cached.scalar(),
-                });
-            }
-            let fits = new.shape().rank() == cached.shape().rank()
-                && new.shape()[..axis] == cached.shape()[..axis]
-                && new.shape()[axis + 1..] == cached.shape()[axis + 1..]
-                && new.shape()[axis] <= max_length;
-            if !fits {
-                return Err(Error::Shape {
-                    argument,
-                    got: *new.shape(),
-                    wanted: *cached.shape(),
-                });
-            }
-        }
-        let index = usize::try_from(cache.cache_index).unwrap_or(0);
-        let count = projected.key.shape()[axis];
-        // `dynamic_update_slice` moves the start so that the update fits.
-        let first = index.min(max_length - count);
-        Ok(Self {
-            first,
-            key: slice(&cache.cached_key.view(), axis, first, count)?,
-            value: slice(
-                &cache.cached_value.view(),
-                axis,
-                first,
-                projected.value.shape()[axis],
-            )?,
-        })
-    }
-
-    fn write(&self, cache: &mut AnyCache, projected: &Projected) -> Result<()> {
-        update(&mut cache.cached_key, &projected.key, self.first)?;
-        update(&mut cache.cached_value, &projected.value, self.first)
-    }
-
-    fn restore(&self, cache: &mut AnyCache) -> Result<()> {
-        update(&mut cache.cached_key, &self.key, self.first)?;
-        update(&mut cache.cached_value, &self.value, self.first)
-    }
-}
-
-/// Bytes of the axes from `axis` on, and how many such blocks there are.
-fn blocks(shape: &Dims, axis: usize, scalar: ScalarType) -> (usize, usize) {
-    let bytes = shape[axis + 1..].iter().product::<usize>() * scalar.size();
-    (shape[..axis].iter().product(), bytes)
-}
-
-/// Writes `new` into `[batch..., length, heads, head_dim]` from slot `first` on.
-fn update(cached: &mut Tensor, new: &Tensor, first: usize) -> Result<()> {
-    let axis = new.shape().rank() - 3;
-    let (batch, slot) = blocks(new.shape(), axis, new.scalar());
-    let (count, length) = (new.shape()[axis], cached.shape()[axis]);
-    let from = new.view();
-    let to = cached.as_mut_bytes();
-    for entry in 0..batch {
-        let source = &from.bytes()[entry * count * slot..(entry + 1) * count * slot];
-        to[(entry * length + first) * slot..][..count * slot].copy_from_slice(source);
-    }
-    Ok(())
-}
-
-/// `count` entries of an axis from `first` on.
-fn slice(view: &TensorView<'_>, axis: usize, first: usize, count: usize) -> Result<Tensor> {
-    let Some(&length) = view.shape().get(axis) else {
-        return Err(NO_LENGTH);
-    };
-    if first + count > length {
-        return Err(Error::Buffer {
-            argument: "inputs",
-            got: length,
-            wanted: first + count,
-        });
-    }
-    let mut shape = Dims::new(&view.shape()[..axis])?.push(count)?;
-    shape = shape.concat(&view.shape()[axis + 1..])?;
-    let (batch, slot) = blocks(view.shape(), axis, view.scalar());
-    let mut out = Tensor::zeros(view.scalar(), &shape)?;
-    let to = out.as_mut_bytes();
-    for entry in 0..batch {
-        let source = &view.bytes()[(entry * length + first) * slot..][..count * slot];
-        to[entry * count * slot..(entry + 1) * count * slot].copy_from_slice(source);
-    }
-    Ok(out)
-}
-
-/// The rows of a mask that belong to some queries; one row for all stays as it is.
-fn slice_rows(mask: &TensorView<'_>, first: usize, count: usize) -> Result<Tensor> {
-    match mask.shape().rank().checked_sub(2) {
-        Some(axis) if mask.shape()[axis] != 1 => slice(mask, axis, first, count),
-        _ => mask.to_tensor(),
-    }
-}
-
-/// Joins arrays along an axis.
-fn concatenate(parts: &[Tensor], axis: usize) -> Result<Tensor> {
-    let [first, rest @ ..] = parts else {
-        return Err(NO_LENGTH);
-    };
-    if rest.is_empty() {
-        return Ok(first.clone());
-    }
-    let length = parts.iter().map(|part| part.shape()[axis]).sum();
-    let shape = Dims::new(&first.shape()[..axis])?
-        .push(length)?
-        .concat(&first.shape()[axis + 1..])?;
-    let mut out = Tensor::zeros(first.scalar(), &shape)?;
-    let (batch, slot) = blocks(&shape, axis, first.scalar());
-    let mut done = 0;
-    for part in parts {
-        let count = part.shape()[axis];
-        let view = part.view();
-        let to = out.as_mut_bytes();
-        for entry in 0..batch {
-            let source = &view.bytes()[entry * count * slot..(entry + 1) * count * slot];
-            to[(entry * length + done) * slot..][..count * slot].copy_from_slice(source);
-        }
-        done += count;
-    }
-    Ok(out)
 }

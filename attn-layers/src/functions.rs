@@ -3,9 +3,9 @@
 use crate::einsum;
 use crate::hooks::Einsum;
 use crate::layer::Precision;
-use crate::stage::{self, HostKernels, Keep, Options, promote};
+use crate::stage::{self, Attended, HostKernels, Keep, Options, promote};
 use crate::tensor::{Tensor, TensorView};
-use attn_core::{AttentionShape, DType, Dims, Error, Result, ScalarType};
+use attn_core::{AttentionShape, Causal, DType, Dims, Error, Result, ScalarType};
 
 /// The arguments of [`dot_product_attention`], by Flax's names. `deterministic` is `false` by default, as there.
 #[derive(Clone, Copy)]
@@ -33,7 +33,8 @@ pub struct DotProductAttention<'a> {
     pub precision: Option<Precision>,
     /// Whether softmax runs in `float32` and its weights stay so.
     pub force_fp32_for_softmax: bool,
-    /// A replacement of the einsum of queries and keys; both or neither, and not with `precision`.
+    /// A replacement of the einsum of queries and keys; with that of weights and values or not at all (but alone for
+    /// [`dot_product_attention_weights`]), and not with `precision`.
     pub qk_attn_weights_einsum: Option<&'a dyn Einsum>,
     /// A replacement of the einsum of weights and values.
     pub attn_weights_value_einsum: Option<&'a dyn Einsum>,
@@ -71,18 +72,20 @@ impl<'a> DotProductAttention<'a> {
         }
     }
 
-    fn check_einsums(&self) -> Result<()> {
-        let (qk, value) = (
-            self.qk_attn_weights_einsum.is_some(),
-            self.attn_weights_value_einsum.is_some(),
-        );
-        if qk != value {
-            return Err(Error::Together {
-                left: "qk_attn_weights_einsum",
-                right: "attn_weights_value_einsum",
-            });
+    /// Both einsums or neither.
+    fn check_pair(&self) -> Result<()> {
+        if self.qk_attn_weights_einsum.is_some() == self.attn_weights_value_einsum.is_some() {
+            return Ok(());
         }
-        if self.precision.is_some() && qk {
+        Err(Error::Together {
+            left: "qk_attn_weights_einsum",
+            right: "attn_weights_value_einsum",
+        })
+    }
+
+    /// A user's einsum has a precision of its own.
+    fn check_precision(&self) -> Result<()> {
+        if self.precision.is_some() && self.qk_attn_weights_einsum.is_some() {
             return Err(Error::Exclusive {
                 left: "precision",
                 right: "qk_attn_weights_einsum",
@@ -91,8 +94,20 @@ impl<'a> DotProductAttention<'a> {
         Ok(())
     }
 
-    pub(crate) fn check_dropout(&self) -> Result<()> {
-        if self.dropout_rate <= 0.0 || self.deterministic {
+    /// Shapes and dropout, in Flax's order; gives the sizes of the call.
+    fn check(&self, value: &Dims) -> Result<AttentionShape> {
+        let shape = AttentionShape::of(self.query.shape(), self.key.shape(), value)?;
+        let weights = shape.weights(self.query.shape())?;
+        check_broadcast("bias", self.bias.as_ref(), &weights)?;
+        check_broadcast("mask", self.mask.as_ref(), &weights)?;
+        self.check_dropout()?;
+        Ok(shape)
+    }
+
+    fn check_dropout(&self) -> Result<()> {
+        // NaN and negative rates are "not above 0", as in Flax.
+        let active = self.dropout_rate > 0.0 && !self.deterministic;
+        if !active {
             return Ok(());
         }
         if self.dropout_rng.is_none() {
@@ -112,12 +127,6 @@ impl<'a> DotProductAttention<'a> {
             dtype
         }
     }
-}
-
-/// Output and weights of [`attention`].
-pub(crate) struct Attended {
-    pub(crate) out: Tensor,
-    pub(crate) weights: Option<Tensor>,
 }
 
 /// `flax.linen.dot_product_attention`: value `[batch..., key_length, heads, value_depth]` gives
@@ -142,7 +151,7 @@ pub fn dot_product_attention<B: HostKernels>(
     arguments: &DotProductAttention<'_>,
     value: TensorView<'_>,
 ) -> Result<Tensor> {
-    Ok(attention(backend, arguments, &value, false)?.out)
+    Ok(attention(backend, arguments, &value, false, None)?.out)
 }
 
 /// `flax.linen.dot_product_attention_weights`: `[batch..., heads, query_length, key_length]`.
@@ -154,7 +163,9 @@ pub fn dot_product_attention_weights<B: HostKernels>(
     backend: &B,
     arguments: &DotProductAttention<'_>,
 ) -> Result<Tensor> {
-    let key = arguments.key;
+    arguments.check_precision()?;
+    let (query, key) = (&arguments.query, &arguments.key);
+    let dtype = promote(inexact(arguments.dtype)?, [query.scalar(), key.scalar()]);
     // Values of depth 0: the weights alone are computed.
     let Some((_, axes)) = key.shape().split_last() else {
         return Err(Error::Rank {
@@ -164,55 +175,77 @@ pub fn dot_product_attention_weights<B: HostKernels>(
         });
     };
     let value = TensorView::new(key.scalar(), &Dims::new(axes)?.push(0)?, &[])?;
-    let attended = attention(backend, arguments, &value, true)?;
-    attended.weights.ok_or(Error::Unsupported {
-        backend: backend.name(),
-        feature: "attention weights",
-        instead: "Use another backend",
-    })
+    let shape = arguments.check(value.shape())?;
+    let weights = match arguments.qk_attn_weights_einsum {
+        Some(qk) => einsum::weights(qk, arguments, dtype, &shape, None)?,
+        None => fused(backend, arguments, dtype, &value, true, None)?
+            .weights
+            .ok_or(Error::Unsupported {
+                backend: backend.name(),
+                feature: "attention weights",
+                instead: "Use another backend",
+            })?,
+    };
+    weights.to_dtype(arguments.weights_dtype(dtype))
 }
 
-/// Output and, if wanted, weights, in Flax's dtypes.
+/// Output and, if wanted, weights, in Flax's dtypes; `causal` is the mask of a cache.
 pub(crate) fn attention<B: HostKernels>(
     backend: &B,
     arguments: &DotProductAttention<'_>,
     value: &TensorView<'_>,
     weights: bool,
+    causal: Option<Causal>,
 ) -> Result<Attended> {
-    attention_over(backend, arguments, value, weights, None)
-}
-
-/// [`attention`], with the causal mask of a cache.
-pub(crate) fn attention_over<B: HostKernels>(
-    backend: &B,
-    arguments: &DotProductAttention<'_>,
-    value: &TensorView<'_>,
-    weights: bool,
-    causal: Option<attn_core::Causal>,
-) -> Result<Attended> {
-    arguments.check_einsums()?;
+    arguments.check_pair()?;
+    arguments.check_precision()?;
     let (query, key) = (&arguments.query, &arguments.key);
-    let given = inexact(arguments.dtype)?;
-    let dtype = promote(given, [query.scalar(), key.scalar(), value.scalar()]);
-    let shape = AttentionShape::of(query.shape(), key.shape(), value.shape())?;
-    let weights_shape = shape.weights(query.shape())?;
-    check_broadcast("bias", arguments.bias.as_ref(), &weights_shape)?;
-    check_broadcast("mask", arguments.mask.as_ref(), &weights_shape)?;
-    arguments.check_dropout()?;
-    if let (Some(qk), Some(value_einsum)) = (
+    let dtype = promote(
+        inexact(arguments.dtype)?,
+        [query.scalar(), key.scalar(), value.scalar()],
+    );
+    let shape = arguments.check(value.shape())?;
+    let (qk, value_einsum) = (
         arguments.qk_attn_weights_einsum,
         arguments.attn_weights_value_einsum,
-    ) {
-        let unfused = einsum::Unfused {
-            qk,
-            value: value_einsum,
-            dtype,
-            causal,
-            force_fp32: arguments.force_fp32_for_softmax,
-        };
-        return unfused.run(arguments, value, weights);
-    }
+    );
+    let attended = if let (Some(qk), Some(value_einsum)) = (qk, value_einsum) {
+        let weights = einsum::weights(qk, arguments, dtype, &shape, causal)?
+            .to_dtype(arguments.weights_dtype(dtype))?;
+        let wanted = shape.output(query.shape())?;
+        Attended {
+            out: einsum::values(value_einsum, &weights, value, dtype, &wanted)?,
+            weights: Some(weights),
+        }
+    } else {
+        fused(backend, arguments, dtype, value, weights, causal)?
+    };
+    let weights = attended.weights.filter(|_| weights);
+    Ok(Attended {
+        out: attended.out,
+        weights: weights
+            .map(|weights| weights.to_dtype(arguments.weights_dtype(dtype)))
+            .transpose()?,
+    })
+}
+
+/// The backend's own attention, computing in `dtype` or more. Its weights are in the accumulator's dtype.
+fn fused<B: HostKernels>(
+    backend: &B,
+    arguments: &DotProductAttention<'_>,
+    dtype: DType,
+    value: &TensorView<'_>,
+    weights: bool,
+    causal: Option<Causal>,
+) -> Result<Attended> {
+    let (query, key) = (&arguments.query, &arguments.key);
     let keep = arguments.mask.as_ref().map(Keep::new).transpose()?;
+    let options = Options {
+        bias: arguments.bias.as_ref(),
+        keep: keep.as_ref(),
+        causal,
+        weights,
+    };
     // Weights that stay float32 make the product with 16-bit values a float32 one. Elsewhere the kernels' own softmax
     // is at least as exact as the one that is asked for.
     let core = if arguments.force_fp32_for_softmax {
@@ -220,33 +253,14 @@ pub(crate) fn attention_over<B: HostKernels>(
     } else {
         dtype
     };
-    let options = Options {
-        bias: arguments.bias.as_ref(),
-        keep: keep.as_ref(),
-        causal,
-        weights,
-    };
-    let attended = if core == dtype {
-        stage::attend(backend, core, [query, key, value], &options)?
-    } else {
-        // The operands are rounded to the computation dtype first.
-        let cast = |view: &TensorView<'_>| view.to_scalar(dtype.scalar());
-        let (query, key, value) = (cast(query)?, cast(key)?, cast(value)?);
-        stage::attend(
-            backend,
-            core,
-            [&query.view(), &key.view(), &value.view()],
-            &options,
-        )?
-    };
-    let weights = attended
-        .weights
-        .map(|weights| weights.to_dtype(arguments.weights_dtype(dtype)))
-        .transpose()?;
-    Ok(Attended {
-        out: attended.out,
-        weights,
-    })
+    if core == dtype {
+        return stage::attend(backend, core, [query, key, value], &options);
+    }
+    // The operands are rounded to the computation dtype first.
+    let cast = |view: &TensorView<'_>| view.to_scalar(dtype.scalar());
+    let (query, key, value) = (cast(query)?, cast(key)?, cast(value)?);
+    let operands = [&query.view(), &key.view(), &value.view()];
+    stage::attend(backend, core, operands, &options)
 }
 
 /// A module's dtype as one to compute in.

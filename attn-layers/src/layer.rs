@@ -1,12 +1,13 @@
 //! Flax's layer: every constructor field and call argument by its own name.
 
 use crate::cache::{AnyCache, CacheAccess};
-use crate::forward;
+use crate::forward::{self, Pass};
 use crate::hooks::{AttentionFn, DotGeneral, DotGeneralCls, EinsumCls};
 use crate::params::ParamSource;
+use crate::prefill::prefill;
 use crate::stage::HostKernels;
 use crate::tensor::{Tensor, TensorView};
-use attn_core::{Result, ScalarType};
+use attn_core::{Error, Result, ScalarType};
 use core::fmt;
 
 /// `jax.lax.Precision`. On a CPU all are exact `float32` products.
@@ -179,11 +180,12 @@ impl MultiHeadDotProductAttention<'_> {
 
     /// Many tokens of decoding at once: the same outputs and cache, bit for bit, as feeding them one by one. The cache must be there
     /// (a call of [`MultiHeadDotProductAttention::apply`] or [`MultiHeadDotProductAttention::init_cache`] makes it); a mask
-    /// broadcasts to `[batch..., heads, tokens, max_length]`.
+    /// broadcasts to `[batch..., heads, tokens, max_length]`. The call's own `cache` is not looked at.
     ///
     /// # Errors
     ///
-    /// [`Error::CacheMissing`](crate::Error::CacheMissing), and those of [`MultiHeadDotProductAttention::apply`]; the cache is then as it was.
+    /// [`Error::CacheMissing`] if the layer does not decode, and those of [`MultiHeadDotProductAttention::apply`]; the cache is then
+    /// as it was.
     pub fn prefill<B: HostKernels>(
         &self,
         backend: &B,
@@ -191,7 +193,11 @@ impl MultiHeadDotProductAttention<'_> {
         call: Call<'_>,
         cache: &mut AnyCache,
     ) -> Result<Output> {
-        forward::prefill(self, backend, params, call, cache)
+        if !self.decode {
+            return Err(Error::CacheMissing);
+        }
+        let pass = Pass::new(self, backend, params, &call)?;
+        prefill(&pass, &call, cache)
     }
 
     /// An empty cache for inputs like these, `[batch..., max_length, features]`: what the initializing call of Flax leaves.
@@ -330,6 +336,19 @@ pub struct Output {
 pub type MultiHeadAttention<'h> = MultiHeadDotProductAttention<'h>;
 
 /// `flax.linen.SelfAttention`: the same layer for one input.
+///
+/// ```
+/// use attn_layers::{Cpu, SelfAttention, tensor::TensorView};
+/// let mut layer = SelfAttention::new(1);
+/// layer.0.use_bias = false;
+/// let one = TensorView::from_slice(&[1.0f32], &[1, 1, 1])?;
+/// let params = [("query/kernel", one), ("key/kernel", one), ("value/kernel", one), ("out/kernel", one)];
+/// let x = TensorView::from_slice(&[1.0f32, 3.0], &[2, 1])?;
+/// let only_the_first = TensorView::from_slice(&[1u8, 0], &[2])?;
+/// let y = layer.apply(&Cpu::detect(), &params, x, Some(only_the_first), None, None, false)?;
+/// assert_eq!(y.out.to_vec_f64(), [1.0, 1.0]);
+/// # Ok::<(), attn_layers::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct SelfAttention<'h>(pub MultiHeadDotProductAttention<'h>);
 
@@ -340,11 +359,13 @@ impl SelfAttention<'_> {
         Self(MultiHeadDotProductAttention::new(num_heads))
     }
 
-    /// `module.apply`: `mask` is the second argument as in Flax.
+    /// `module.apply`, its arguments in Flax's order: `mask` is the second. A decoding layer has a cache to be passed: use
+    /// [`MultiHeadDotProductAttention::apply`] of the field.
     ///
     /// # Errors
     ///
     /// As [`MultiHeadDotProductAttention::apply`].
+    #[expect(clippy::too_many_arguments, reason = "Flax's own arguments")]
     pub fn apply<B: HostKernels>(
         &self,
         backend: &B,
@@ -352,11 +373,13 @@ impl SelfAttention<'_> {
         inputs_q: TensorView<'_>,
         mask: Option<TensorView<'_>>,
         deterministic: Option<bool>,
+        dropout_rng: Option<[u32; 2]>,
         sow_weights: bool,
     ) -> Result<Output> {
         let call = Call::new(inputs_q)
             .with_mask(mask)
             .with_deterministic(deterministic)
+            .with_dropout_rng(dropout_rng)
             .with_sow_weights(sow_weights);
         self.0.apply(backend, params, call)
     }

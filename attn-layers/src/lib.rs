@@ -1,4 +1,8 @@
 #![cfg_attr(feature = "std", doc = include_str!("../../README.md"))]
+#![cfg_attr(
+    not(feature = "std"),
+    doc = "Attention layers trained in Flax, in Rust. The whole description, with its examples, comes with the feature `std`."
+)]
 #![no_std]
 
 #[cfg(feature = "alloc")]
@@ -6,6 +10,8 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+mod decode;
+mod inputs;
 pub mod io;
 mod params;
 mod plan;
@@ -13,6 +19,10 @@ mod scratch;
 pub mod tensor;
 mod typed;
 
+#[cfg(feature = "alloc")]
+mod axis;
+#[cfg(feature = "alloc")]
+mod bind;
 #[cfg(feature = "alloc")]
 mod cache;
 #[cfg(feature = "alloc")]
@@ -28,6 +38,8 @@ mod layer;
 #[cfg(feature = "alloc")]
 mod masks;
 #[cfg(feature = "alloc")]
+mod prefill;
+#[cfg(feature = "alloc")]
 mod stage;
 
 pub use attn_core::{
@@ -39,17 +51,20 @@ pub use attn_kernels_cpu::{self as cpu, Cpu};
 #[cfg(feature = "cuda")]
 pub use attn_kernels_cuda as cuda;
 
+pub use decode::{
+    AnyDecodeCache, DecodeCache, DecodeCacheBF16, DecodeCacheF16, DecodeCacheF32, DecodeCacheF64,
+    OnFull,
+};
+pub use inputs::{AnyInputs, Inputs, InputsBF16, InputsF16, InputsF32, InputsF64};
 pub use params::{
-    AnyParams, Dense, ParamSource, Params, ParamsBF16, ParamsF16, ParamsF32, ParamsF64,
+    AnyParams, Dense, ParamSource, Params, ParamsBF16, ParamsF16, ParamsF32, ParamsF64, SplitHeads,
 };
 pub use plan::{Plan, ScratchSizes};
 pub use scratch::{AnyScratch, Scratch, ScratchBF16, ScratchF16, ScratchF32, ScratchF64};
 pub use typed::{
-    AnyInputs, AnyMultiHeadDotProductAttention, DecodeCache, DecodeCacheBF16, DecodeCacheF16,
-    DecodeCacheF32, DecodeCacheF64, Inputs, InputsBF16, InputsF16, InputsF32, InputsF64,
-    MultiHeadDotProductAttentionBF16, MultiHeadDotProductAttentionF16,
-    MultiHeadDotProductAttentionF32, MultiHeadDotProductAttentionF64,
-    MultiHeadDotProductAttentionOf, OnFull,
+    AnyMultiHeadDotProductAttention, MultiHeadDotProductAttentionBF16,
+    MultiHeadDotProductAttentionF16, MultiHeadDotProductAttentionF32,
+    MultiHeadDotProductAttentionF64, MultiHeadDotProductAttentionOf,
 };
 
 #[cfg(feature = "alloc")]

@@ -27,10 +27,29 @@ pub fn make_attention_mask(
     make_attention_mask_with(
         query_input,
         key_input,
-        |query, key| query * key,
+        product_of(query_input.scalar(), key_input.scalar()),
         extra_batch_dims,
         dtype,
     )
+}
+
+/// The product, which wraps around in an integer type as it does in JAX: `uint8` 16 by 16 is 0.
+fn product_of(query: ScalarType, key: ScalarType) -> fn(f64, f64) -> f64 {
+    macro_rules! wrapping {
+        ($type:ty) => {
+            |query, key| f64::from((query as $type).wrapping_mul(key as $type))
+        };
+    }
+    match query {
+        _ if query != key => |query, key| query * key,
+        ScalarType::I8 => wrapping!(i8),
+        ScalarType::U8 => wrapping!(u8),
+        ScalarType::I16 => wrapping!(i16),
+        ScalarType::U16 => wrapping!(u16),
+        ScalarType::I32 => wrapping!(i32),
+        ScalarType::U32 => wrapping!(u32),
+        _ => |query, key| query * key,
+    }
 }
 
 /// [`make_attention_mask`] with a `pairwise_fn` of the caller's.

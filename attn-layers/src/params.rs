@@ -162,6 +162,69 @@ impl ParamSource for alloc::vec::Vec<(&str, TensorView<'_>)> {
     }
 }
 
+/// Parameters whose dense layers do not know of heads, as Hugging Face's Flax models keep them: kernels `[features, heads * head_dim]`
+/// (out: `[heads * head_dim, features]`) and biases `[heads * head_dim]` are seen in Flax's shapes. Others pass as they are.
+///
+/// ```
+/// use attn_layers::{ParamSource, SplitHeads, tensor::TensorView};
+/// let flat = [("query/kernel", TensorView::from_slice(&[0.0f32; 12], &[3, 4])?)];
+/// let params = SplitHeads { params: &flat, num_heads: 2 };
+/// let kernel = params.tensor("query", "kernel").expect("it is there");
+/// assert_eq!(kernel.shape().as_slice(), [3, 2, 2]);
+/// # Ok::<(), attn_layers::Error>(())
+/// ```
+#[derive(Clone, Copy)]
+pub struct SplitHeads<'p> {
+    /// The parameters as they are kept.
+    pub params: &'p dyn ParamSource,
+    /// Number of heads.
+    pub num_heads: usize,
+}
+
+impl core::fmt::Debug for SplitHeads<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("SplitHeads")
+            .field("num_heads", &self.num_heads)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SplitHeads<'_> {
+    fn head_dim(&self, hidden: usize) -> Option<usize> {
+        (hidden.checked_rem(self.num_heads)? == 0).then(|| hidden / self.num_heads)
+    }
+
+    /// The shape with heads, `None` where there is none.
+    fn split(&self, scope: &str, name: &str, shape: &[usize]) -> Option<Dims> {
+        let split = |hidden| Some([self.num_heads, self.head_dim(hidden)?]);
+        match (scope, name, shape) {
+            ("out", "kernel", &[hidden, features]) => {
+                Dims::new(&split(hidden)?).ok()?.push(features).ok()
+            }
+            ("query" | "key" | "value", "kernel", &[features, hidden]) => {
+                Dims::new(&[features]).ok()?.concat(&split(hidden)?).ok()
+            }
+            ("query" | "key" | "value", "bias", &[hidden]) => Dims::new(&split(hidden)?).ok(),
+            _ => None,
+        }
+    }
+}
+
+impl ParamSource for SplitHeads<'_> {
+    fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
+        let tensor = self.params.tensor(scope, name)?;
+        let split = self
+            .split(scope, name, tensor.shape())
+            .and_then(|shape| tensor.reshape(&shape).ok());
+        // A shape that cannot be split is left to the layer, whose error names it.
+        Some(split.unwrap_or(tensor))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.params.is_empty()
+    }
+}
+
 /// The array `scope/name` of a source, checked.
 #[cfg(feature = "alloc")]
 pub(crate) fn find<'p>(

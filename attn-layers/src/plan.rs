@@ -132,8 +132,36 @@ impl Plan {
     /// # Ok::<(), attn_layers::Error>(())
     /// ```
     pub fn scratch<T: Element, B: Kernels<T> + Backend>(&self, backend: &B) -> ScratchSizes {
-        let rows = |length: usize| self.batch_size.saturating_mul(length);
-        let (queries, keys) = (rows(self.query_length), rows(self.key_length));
+        self.sizes(backend, self.key_length, self.rows(self.key_length))
+    }
+
+    /// Buffers that `decode` needs on `backend` with a cache of `max_length`, which takes the place of `k` and `v`.
+    ///
+    /// ```
+    /// use attn_layers::{Cpu, Dims, MultiHeadDotProductAttentionOf};
+    /// let layer = MultiHeadDotProductAttentionOf::<f32>::new(4);
+    /// let token = Dims::new(&[2, 1, 16])?;
+    /// let plan = layer.plan(&token, &token, &token)?;
+    /// let sizes = plan.decode_scratch::<f32, _>(&Cpu::portable(), 1000);
+    /// assert_eq!((sizes.q, sizes.k, sizes.v), (2 * 16, 0, 0));
+    /// # Ok::<(), attn_layers::Error>(())
+    /// ```
+    pub fn decode_scratch<T: Element, B: Kernels<T> + Backend>(
+        &self,
+        backend: &B,
+        max_length: usize,
+    ) -> ScratchSizes {
+        self.sizes(backend, max_length, 0)
+    }
+
+    /// For queries over `key_length` keys, of which the scratch holds `kept` rows.
+    fn sizes<T: Element, B: Kernels<T> + Backend>(
+        &self,
+        backend: &B,
+        key_length: usize,
+        kept: usize,
+    ) -> ScratchSizes {
+        let (queries, keys) = (self.rows(self.query_length), self.rows(self.key_length));
         let projections = [
             (queries, self.features[0], self.hidden),
             (keys, self.features[1], self.hidden),
@@ -143,19 +171,28 @@ impl Plan {
         let tiles = projections
             .map(|(rows, features, outputs)| backend.project_scratch(rows, features, outputs));
         let attend = self
-            .attention_shape()
+            .attention_shape(key_length)
             .map_or(0, |shape| backend.attend_scratch(&shape));
+        let (q, k) = (
+            queries.saturating_mul(self.hidden),
+            kept.saturating_mul(self.hidden),
+        );
         ScratchSizes {
-            q: queries.saturating_mul(self.hidden),
-            k: keys.saturating_mul(self.hidden),
-            v: keys.saturating_mul(self.hidden),
-            context: queries.saturating_mul(self.hidden),
+            q,
+            k,
+            v: k,
+            context: q,
             tiles: tiles.into_iter().fold(attend, usize::max),
         }
     }
 
-    fn attention_shape(&self) -> Result<AttentionShape> {
-        let (query, key) = (self.heads(self.query_length)?, self.heads(self.key_length)?);
+    /// Rows of all batch entries.
+    fn rows(&self, length: usize) -> usize {
+        self.batch_size.saturating_mul(length)
+    }
+
+    fn attention_shape(&self, key_length: usize) -> Result<AttentionShape> {
+        let (query, key) = (self.heads(self.query_length)?, self.heads(key_length)?);
         AttentionShape::of(&query, &key, &key)
     }
 }

@@ -80,6 +80,10 @@ fn project_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>
     let shape = Dims::new(rows)?.push(outputs)?;
     let rows = Dims::new(rows)?.elements()?;
     let mut out = Tensor::zeros(T::SCALAR, &shape)?;
+    if shape.contains(&0) {
+        // There may be more empty rows than a kernel could ever count.
+        return Ok(out);
+    }
     let (x_data, kernel_data) = (x.cast::<T>()?, kernel.cast::<T>()?);
     let bias_data = bias.map(|bias| bias.cast::<T>()).transpose()?;
     let call = Projection {
@@ -104,7 +108,7 @@ fn project_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>
 pub(crate) fn normalize<B: HostKernels>(
     backend: &B,
     dtype: DType,
-    x: &TensorView<'_>,
+    x: Tensor,
     scale: &TensorView<'_>,
 ) -> Result<Tensor> {
     with_dtype!(dtype, normalize_as(backend, x, scale))
@@ -112,20 +116,21 @@ pub(crate) fn normalize<B: HostKernels>(
 
 fn normalize_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>(
     backend: &B,
-    x: &TensorView<'_>,
+    mut x: Tensor,
     scale: &TensorView<'_>,
 ) -> Result<Tensor> {
-    let mut out = x.to_scalar(T::SCALAR)?;
-    let shape = *out.shape();
+    if x.scalar() != T::SCALAR {
+        x = x.to_dtype(T::DTYPE)?;
+    }
+    let shape = *x.shape();
     // The scale is not rounded to the computation dtype: Flax multiplies in the statistics' type.
     let scale = scale.cast::<T::Acc>()?;
-    let view = HostViewMut::new(elements::<T>(&mut out)?, &shape)?;
     backend.normalize(
-        view,
+        HostViewMut::new(elements::<T>(&mut x)?, &shape)?,
         HostView::new(&scale, &[scale.len()])?,
         crate::typed::EPSILON,
     )?;
-    Ok(out)
+    Ok(x)
 }
 
 /// The parts of an attention call beside query, key and value.
@@ -169,6 +174,13 @@ fn attend_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>
         )?),
         false => None,
     };
+    if out_shape.contains(&0)
+        && weights
+            .as_ref()
+            .is_none_or(|weights| weights.shape().contains(&0))
+    {
+        return Ok(Attended { out, weights });
+    }
     let (query_data, key_data, value_data) =
         (query.cast::<T>()?, key.cast::<T>()?, value.cast::<T>()?);
     let bias_data = options.bias.map(|bias| bias.cast::<T::Acc>()).transpose()?;

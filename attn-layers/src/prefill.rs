@@ -1,0 +1,122 @@
+//! Many tokens of decoding at once, bit for bit what one by one gives.
+
+use crate::axis::{concatenate, slice};
+use crate::cache::{AnyCache, Overwritten};
+use crate::forward::{Pass, resolve};
+use crate::layer::{Call, Output};
+use crate::stage::HostKernels;
+use crate::tensor::{Tensor, TensorView};
+use alloc::vec::Vec;
+use attn_core::{Error, Result, error::Disagreement};
+
+/// The tokens of one call, the cache unchanged if it fails.
+pub(crate) fn prefill<B: HostKernels>(
+    pass: &Pass<'_, '_, B>,
+    call: &Call<'_>,
+    cache: &mut AnyCache,
+) -> Result<Output> {
+    let mut parts = Parts::default();
+    let result = parts.run(pass, call, cache);
+    if result.is_err() {
+        // The last part first: later ones may have written over the same slot.
+        for overwritten in parts.overwritten.into_iter().rev() {
+            overwritten.restore(cache);
+        }
+    }
+    result
+}
+
+/// What the parts done so far gave.
+#[derive(Default)]
+struct Parts {
+    outputs: Vec<Tensor>,
+    weights: Vec<Tensor>,
+    overwritten: Vec<Overwritten>,
+}
+
+impl Parts {
+    /// All tokens that fit are one part; past the end every token is one, since each overwrites the last slot.
+    fn run<B: HostKernels>(
+        &mut self,
+        pass: &Pass<'_, '_, B>,
+        call: &Call<'_>,
+        cache: &mut AnyCache,
+    ) -> Result<Output> {
+        let inputs = resolve(call)?;
+        let (axis, tokens) = token_axis(&inputs)?;
+        let mut done = 0;
+        // Without any token there is still one (empty) part, for its checks and its output.
+        while done < tokens || self.outputs.is_empty() {
+            let count = cache.free()?.max(1).min(tokens - done);
+            let [q, k, v] = inputs.map(|input| slice("inputs", &input, axis, done, count));
+            let mask = call.mask.map(|mask| rows(&mask, done, count)).transpose()?;
+            let (q, k, v) = (q?, k?, v?);
+            let part = Call::new(q.view())
+                .with_inputs_k(Some(k.view()))
+                .with_inputs_v(Some(v.view()))
+                .with_mask(mask.as_ref().map(Tensor::view))
+                .with_deterministic(call.deterministic)
+                .with_dropout_rng(call.dropout_rng)
+                .with_sow_weights(call.sow_weights);
+            self.add(pass, &part, cache, count)?;
+            done += count;
+        }
+        self.join(axis)
+    }
+
+    fn add<B: HostKernels>(
+        &mut self,
+        pass: &Pass<'_, '_, B>,
+        part: &Call<'_>,
+        cache: &mut AnyCache,
+        tokens: usize,
+    ) -> Result<()> {
+        let projected = pass.project_inputs(part)?;
+        cache.check_query(projected.query.shape(), tokens)?;
+        let (output, overwritten) = pass.step(part, &projected, cache, tokens)?;
+        self.overwritten.push(overwritten);
+        self.outputs.push(output.out);
+        self.weights.extend(output.attention_weights);
+        Ok(())
+    }
+
+    fn join(&self, axis: usize) -> Result<Output> {
+        let out = concatenate(&self.outputs, axis)?.ok_or(NO_LENGTH)?;
+        // The query axis of `[batch..., heads, query_length, key_length]`.
+        let attention_weights = concatenate(&self.weights, axis + 1)?;
+        Ok(Output {
+            out,
+            attention_weights,
+        })
+    }
+}
+
+const NO_LENGTH: Error = Error::Rank {
+    argument: "inputs_q",
+    got: 1,
+    wanted: "[batch..., length, features]",
+};
+
+/// The axis of tokens, and how many there are: as many keys and values as queries.
+fn token_axis([query, key, value]: &[TensorView<'_>; 3]) -> Result<(usize, usize)> {
+    let axis = query.shape().rank().checked_sub(2).ok_or(NO_LENGTH)?;
+    let tokens = query.shape()[axis];
+    for other in [key, value] {
+        if other.shape().get(axis) != Some(&tokens) {
+            return Err(Error::Mismatch {
+                what: Disagreement::Lengths,
+                left: *query.shape(),
+                right: *other.shape(),
+            });
+        }
+    }
+    Ok((axis, tokens))
+}
+
+/// The rows of a mask that belong to some queries; one row for all stays as it is.
+fn rows(mask: &TensorView<'_>, first: usize, count: usize) -> Result<Tensor> {
+    match mask.shape().rank().checked_sub(2) {
+        Some(axis) if mask.shape()[axis] != 1 => slice("mask", mask, axis, first, count),
+        _ => mask.to_tensor(),
+    }
+}
