@@ -4,9 +4,10 @@
 use attn_layers::io::{self, Problem, Tree};
 use attn_layers::tensor::TensorView;
 use attn_layers::{ParamSource, ScalarType};
+use core::alloc::{GlobalAlloc, Layout};
+use core::cell::Cell;
 use proptest::prelude::*;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use std::alloc::System;
 
 const PARAMS: &[u8] = include_bytes!("data/io/params.msgpack");
 const STATE: &[u8] = include_bytes!("data/io/state.msgpack");
