@@ -8,8 +8,8 @@ use crate::typed::{
     AnyMultiHeadDotProductAttention, MultiHeadDotProductAttentionOf, Pass, read, whole,
 };
 use attn_core::{
-    AnyViewMut, Attention, Causal, Dims, Element, Error, Kernels, Layout, Mask, Result, RowOrder,
-    Storage, View, ViewMut, error::Disagreement,
+    AnyViewMut, Attention, Causal, Dims, Element, Error, FullyMasked, Kernels, Layout, Mask,
+    Result, RowOrder, Storage, View, ViewMut, error::Disagreement,
 };
 
 /// What a full cache does with another token.
@@ -54,7 +54,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     ///
     /// `plan` is that of the tokens' inputs, `[batch..., tokens, features]`; `out` is `[batch..., tokens, out_features]`; a mask of
     /// `inputs` broadcasts to `[batch..., heads, tokens, max_length]`. Many tokens at once give the same bits as one after the
-    /// other. [`Plan::decode_scratch`] says how much scratch it takes.
+    /// other; with a mask and [`FullyMasked::MeanOfValues`] they are done so. [`Plan::decode_scratch`] says how much scratch it takes.
     ///
     /// # Errors
     ///
@@ -93,11 +93,17 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             params,
             inputs,
         };
+        // A query that sees no key gets the mean of all slots, of which those after its own must not be written yet. The mask's bytes
+        // may lie on a device, so with one every token is taken to be such.
+        let most = match (&inputs.mask, self.fully_masked) {
+            (Some(_), FullyMasked::MeanOfValues) => 1,
+            _ => tokens,
+        };
         let (mut out, mut done) = (out, 0);
         while done < tokens {
             // Past the end every token overwrites the last slot, so each must be seen before the next is written.
             let free = max_length.saturating_sub(cache.cache_index);
-            let count = free.min(tokens - done).max(1);
+            let count = free.min(tokens - done).min(most).max(1);
             let part = Part {
                 first: done,
                 count,

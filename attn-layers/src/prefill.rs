@@ -35,7 +35,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// All tokens that fit are one part; past the end every token is one, since each overwrites the last slot.
+    /// All tokens that fit are one part, but for blind ones; past the end every token is one, since each overwrites the last slot.
     fn run<B: HostKernels>(
         &mut self,
         pass: &Pass<'_, '_, B>,
@@ -47,7 +47,8 @@ impl Parts {
         let mut done = 0;
         // Without any token there is still one (empty) part, for its checks and its output.
         while done < tokens || self.outputs.is_empty() {
-            let count = cache.free()?.max(1).min(tokens - done);
+            let most = cache.free()?.max(1).min(tokens - done);
+            let count = at_once(call.mask.as_ref(), done, cache.cache_index, most);
             let [q, k, v] = inputs.map(|input| slice("inputs", &input, axis, done, count));
             let mask = call.mask.map(|mask| rows(&mask, done, count)).transpose()?;
             let (q, k, v) = (q?, k?, v?);
@@ -111,6 +112,37 @@ fn token_axis([query, key, value]: &[TensorView<'_>; 3]) -> Result<(usize, usize
         }
     }
     Ok((axis, tokens))
+}
+
+/// How many of the next tokens can be done at once: those up to the first blind one. It sees no key in some row and so gets the mean
+/// of all slots, of which those after its own must not be written yet.
+fn at_once(mask: Option<&TensorView<'_>>, first: usize, cache_index: i32, most: usize) -> usize {
+    let seen = |token: usize| (cache_index as isize).saturating_add_unsigned(token + 1);
+    (0..most)
+        .find(|&token| is_blind(mask, first + token, seen(token)))
+        .map_or(most, |blind| blind + 1)
+}
+
+/// Whether some batch entry and head of a mask's `row` lets none of the first `seen` keys be seen.
+fn is_blind(mask: Option<&TensorView<'_>>, row: usize, seen: isize) -> bool {
+    let Some(seen) = usize::try_from(seen).ok().filter(|&seen| seen > 0) else {
+        return true;
+    };
+    let Some(mask) = mask.filter(|mask| mask.elements() > 0) else {
+        return false;
+    };
+    let [leading @ .., rows, keys] = mask.shape().as_slice() else {
+        return false;
+    };
+    let row = if *rows == 1 { 0 } else { row };
+    if row >= *rows {
+        return false;
+    }
+    let mut entries = 0..leading.iter().product::<usize>();
+    entries.any(|entry| {
+        let start = (entry * rows + row) * keys;
+        !(start..start + seen.min(*keys)).any(|index| mask.is_nonzero(index))
+    })
 }
 
 /// The rows of a mask that belong to some queries; one row for all stays as it is.
