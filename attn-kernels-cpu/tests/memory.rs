@@ -1,0 +1,24 @@
+//! What attention needs beside its inputs and outputs, beforehand and whatever the length.
+
+use attn_core::{AttentionShape, Dims, Kernels};
+use attn_kernels_cpu::Cpu;
+
+fn scratch_bytes(length: usize, heads: usize, depth: usize) -> usize {
+    let dims = Dims::new(&[1, length, heads, depth]).expect("four axes");
+    let shape = AttentionShape::of(&dims, &dims, &dims).expect("the same shape thrice");
+    Kernels::<f32>::attend_scratch(&Cpu::detect(), &shape) * size_of::<f32>()
+}
+
+#[test]
+fn attention_over_thousands_of_keys_needs_under_128_kib_a_thread() {
+    assert!(
+        scratch_bytes(4096, 8, 64) < 128 << 10,
+        "{}",
+        scratch_bytes(4096, 8, 64)
+    );
+}
+
+#[test]
+fn scratch_does_not_grow_with_the_length() {
+    assert_eq!(scratch_bytes(1, 8, 64), scratch_bytes(1 << 20, 8, 64));
+}
