@@ -1,9 +1,5 @@
 //! Every error of Flax's layer is a typed one, and of two mistakes in one call the one is named that Flax names.
-#![expect(
-    clippy::std_instead_of_alloc,
-    clippy::std_instead_of_core,
-    reason = "a test has std"
-)]
+#![expect(clippy::std_instead_of_core, reason = "a test has std")]
 
 mod support;
 
