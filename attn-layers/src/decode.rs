@@ -53,8 +53,10 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     /// One or more tokens of decoding: their keys and values go into the cache, and each query sees the tokens up to its own.
     ///
     /// `plan` is that of the tokens' inputs, `[batch..., tokens, features]`; `out` is `[batch..., tokens, out_features]`; a mask of
-    /// `inputs` broadcasts to `[batch..., heads, tokens, max_length]`. Many tokens at once give the same bits as one after the
-    /// other; with a mask and [`FullyMasked::MeanOfValues`] they are done so. [`Plan::decode_scratch`] says how much scratch it takes.
+    /// `inputs` broadcasts to `[batch..., heads, tokens, max_length]`. [`Plan::decode_scratch`] says how much scratch it takes.
+    ///
+    /// Many tokens at once give the same bits as one after the other, if all are finite (a backend may let a query meet later values
+    /// with a weight of 0). With a mask and [`FullyMasked::MeanOfValues`] they are done one after the other.
     ///
     /// # Errors
     ///

@@ -32,6 +32,8 @@ struct Parts {
     outputs: Vec<Tensor>,
     weights: Vec<Tensor>,
     overwritten: Vec<Overwritten>,
+    /// Whether every token is a part.
+    one_by_one: bool,
 }
 
 impl Parts {
@@ -48,7 +50,10 @@ impl Parts {
         // Without any token there is still one (empty) part, for its checks and its output.
         while done < tokens || self.outputs.is_empty() {
             let most = cache.free()?.max(1).min(tokens - done);
-            let count = at_once(call.mask.as_ref(), done, cache.cache_index, most);
+            let count = match self.one_by_one {
+                true => 1.min(most),
+                false => at_once(call.mask.as_ref(), done, cache.cache_index, most),
+            };
             let [q, k, v] = inputs.map(|input| slice("inputs", &input, axis, done, count));
             let mask = call.mask.map(|mask| rows(&mask, done, count)).transpose()?;
             let (q, k, v) = (q?, k?, v?);
@@ -59,26 +64,20 @@ impl Parts {
                 .with_deterministic(call.deterministic)
                 .with_dropout_rng(call.dropout_rng)
                 .with_sow_weights(call.sow_weights);
-            self.add(pass, &part, cache, count)?;
+            let projected = pass.project_inputs(&part)?;
+            if count > 1 && !(is_finite(&projected.key) && is_finite(&projected.value)) {
+                // A weight of 0 does not hide an infinite value from an earlier query. Writing it later does.
+                self.one_by_one = true;
+                continue;
+            }
+            cache.check_query(projected.query.shape(), count)?;
+            let (output, overwritten) = pass.step(&part, &projected, cache, count)?;
+            self.overwritten.push(overwritten);
+            self.outputs.push(output.out);
+            self.weights.extend(output.attention_weights);
             done += count;
         }
         self.join(axis)
-    }
-
-    fn add<B: HostKernels>(
-        &mut self,
-        pass: &Pass<'_, '_, B>,
-        part: &Call<'_>,
-        cache: &mut AnyCache,
-        tokens: usize,
-    ) -> Result<()> {
-        let projected = pass.project_inputs(part)?;
-        cache.check_query(projected.query.shape(), tokens)?;
-        let (output, overwritten) = pass.step(part, &projected, cache, tokens)?;
-        self.overwritten.push(overwritten);
-        self.outputs.push(output.out);
-        self.weights.extend(output.attention_weights);
-        Ok(())
     }
 
     fn join(&self, axis: usize) -> Result<Output> {
@@ -112,6 +111,13 @@ fn token_axis([query, key, value]: &[TensorView<'_>; 3]) -> Result<(usize, usize
         }
     }
     Ok((axis, tokens))
+}
+
+fn is_finite(tensor: &Tensor) -> bool {
+    if let Some(elements) = tensor.as_slice::<f32>() {
+        return elements.iter().all(|x| x.is_finite());
+    }
+    tensor.view().iter_f64().all(f64::is_finite)
 }
 
 /// How many of the next tokens can be done at once: those up to the first blind one. It sees no key in some row and so gets the mean

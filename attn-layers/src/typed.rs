@@ -59,7 +59,8 @@ pub struct MultiHeadDotProductAttentionOf<T> {
     pub normalize_qk: bool,
     /// What a query gets that sees no key.
     pub fully_masked: FullyMasked,
-    dtype: PhantomData<T>,
+    /// The dtype; no data. Take it from [`MultiHeadDotProductAttentionOf::new`].
+    pub dtype: PhantomData<T>,
 }
 
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, name = "MultiHeadDotProductAttention")]

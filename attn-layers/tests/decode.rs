@@ -183,6 +183,21 @@ fn long_prefill_gives_the_bits_of_one_by_one() {
 }
 
 #[test]
+fn a_token_that_is_not_finite_stays_out_of_earlier_ones() {
+    for dtype in DType::ALL {
+        for value in [f64::INFINITY, f64::NAN] {
+            let mut world = World::new(dtype, &[2], 6, 8);
+            let mut tokens = world.tokens.to_vec_f64();
+            // Token 3 of batch entry 0.
+            tokens[3 * 6] = value;
+            let shape = *world.tokens.shape();
+            world.tokens = Tensor::from_f64s(dtype.scalar(), &shape, tokens).unwrap();
+            world.pieces_agree(&format!("{dtype} {value}"), &[6]);
+        }
+    }
+}
+
+#[test]
 fn decoding_is_causal_attention() {
     for dtype in DType::ALL {
         let mut world = World::new(dtype, &[2], 8, 8);
