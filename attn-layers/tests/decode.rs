@@ -1,9 +1,5 @@
 //! Decoding with a cache: what Flax does step by step, and that many tokens at once give the same bits.
-#![expect(
-    clippy::std_instead_of_alloc,
-    clippy::std_instead_of_core,
-    reason = "a test has std"
-)]
+#![expect(clippy::std_instead_of_core, reason = "a test has std")]
 
 mod support;
 

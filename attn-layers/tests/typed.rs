@@ -1,9 +1,5 @@
 //! The typed layer: the same numbers as Flax's layer, no allocation, every mistake named before anything is written.
-#![expect(
-    clippy::std_instead_of_alloc,
-    clippy::std_instead_of_core,
-    reason = "a test has std"
-)]
+#![expect(clippy::std_instead_of_core, reason = "a test has std")]
 
 mod support;
 
