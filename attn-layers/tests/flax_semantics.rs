@@ -1,9 +1,5 @@
 //! What Flax's layer computes and in which dtypes, held against exact arithmetic.
-#![expect(
-    clippy::std_instead_of_alloc,
-    clippy::std_instead_of_core,
-    reason = "a test has std"
-)]
+#![expect(clippy::std_instead_of_core, reason = "a test has std")]
 
 mod support;
 
