@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 /// How an array lies in its buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Placement {
+pub(super) enum Placement {
     /// `[batch..., length, heads, depth]` without gaps.
     Contiguous,
     /// Stored as `[batch..., heads, length, depth]`.
@@ -23,50 +23,50 @@ pub enum Placement {
 
 /// A mask tensor.
 #[derive(Debug, Clone)]
-pub struct MaskCase {
+pub(super) struct MaskCase {
     /// Its shape, which broadcasts to `[batch..., heads, query_length, key_length]`.
-    pub shape: Vec<usize>,
+    pub(super) shape: Vec<usize>,
     /// How much of it is seen.
-    pub density: f64,
+    pub(super) density: f64,
     /// Whether every third row sees nothing.
-    pub blind_rows: bool,
+    pub(super) blind_rows: bool,
     /// Whether a set byte means that the query sees the key.
-    pub keep: bool,
+    pub(super) keep: bool,
 }
 
 /// One call of attention.
 #[derive(Debug, Clone)]
-pub struct Case {
+pub(super) struct Case {
     /// Its name in reports; the data depend on it.
-    pub name: String,
+    pub(super) name: String,
     /// Batch axes.
-    pub batch: Vec<usize>,
+    pub(super) batch: Vec<usize>,
     /// Queries.
-    pub query_length: usize,
+    pub(super) query_length: usize,
     /// Keys.
-    pub key_length: usize,
+    pub(super) key_length: usize,
     /// Heads.
-    pub heads: usize,
+    pub(super) heads: usize,
     /// Depth of queries and keys.
-    pub depth: usize,
+    pub(super) depth: usize,
     /// Depth of values.
-    pub value_depth: usize,
+    pub(super) value_depth: usize,
     /// How the arrays lie.
-    pub placement: Placement,
+    pub(super) placement: Placement,
     /// A causal mask.
-    pub causal: Option<Causal>,
+    pub(super) causal: Option<Causal>,
     /// A mask tensor.
-    pub mask: Option<MaskCase>,
+    pub(super) mask: Option<MaskCase>,
     /// An additive bias of this shape; with `true` some of it is -inf.
-    pub bias: Option<(Vec<usize>, bool)>,
+    pub(super) bias: Option<(Vec<usize>, bool)>,
     /// The factor on the scores.
-    pub scale: Scale,
+    pub(super) scale: Scale,
     /// What a query gets that sees no key.
-    pub fully_masked: FullyMasked,
+    pub(super) fully_masked: FullyMasked,
     /// Whether weights are asked for.
-    pub weights: bool,
+    pub(super) weights: bool,
     /// Size of queries and keys.
-    pub size: f64,
+    pub(super) size: f64,
 }
 
 impl Case {
@@ -359,6 +359,21 @@ fn strided() -> Vec<Case> {
             };
             cases.push(case.named(&format!("{placement:?}")));
         }
+        let (q, k, h) = (35, 70, 2);
+        let mask = MaskCase {
+            shape: vec![h, q, k],
+            density: 0.7,
+            blind_rows: true,
+            keep: true,
+        };
+        let case = Case {
+            placement,
+            mask: Some(mask),
+            bias: Some((vec![2, 1, q, k], false)),
+            weights: true,
+            ..Case::new(q, k, 8).batched(&[2], h)
+        };
+        cases.push(case.named(&format!("{placement:?} mask, bias, weights")));
     }
     cases
 }

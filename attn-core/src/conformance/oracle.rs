@@ -1,6 +1,7 @@
-//! The truth: each operation from its definition, one output at a time, in pairs of `f64` that carry about 106 bits.
+//! The truth: each operation from its definition, one output at a time. Products and sums run in pairs of `f64` that carry
+//! about 106 bits; only the exponential and the last division of a weight are rounded to `f64`.
 
-use super::check::Maths;
+use super::Maths;
 use alloc::vec::Vec;
 
 /// An unevaluated sum of two `f64`.
@@ -8,6 +9,12 @@ use alloc::vec::Vec;
 pub(super) struct Pair {
     high: f64,
     low: f64,
+}
+
+impl From<f64> for Pair {
+    fn from(high: f64) -> Self {
+        Self { high, low: 0.0 }
+    }
 }
 
 impl Pair {
@@ -61,13 +68,27 @@ pub(super) fn dot(a: impl Iterator<Item = f64>, b: impl Iterator<Item = f64>) ->
         .fold(Pair::default(), |sum, (a, b)| sum.add(Pair::product(a, b)))
 }
 
-pub(super) fn sum(values: impl Iterator<Item = f64>) -> Pair {
-    values.fold(Pair::default(), |sum, value| {
-        sum.add(Pair {
-            high: value,
-            low: 0.0,
-        })
-    })
+/// `Σ a · b + c`: one output of a dense layer.
+pub(super) fn affine(a: &[f64], b: &[f64], c: f64) -> f64 {
+    let (a, b) = (a.iter().copied().chain([1.0]), b.iter().copied().chain([c]));
+    dot(a, b).value()
+}
+
+/// Layer norm of one row, with the variance from the differences to the mean.
+pub(super) fn normalize(row: &[f64], scale: &[f64], epsilon: f64, maths: &Maths) -> Vec<f64> {
+    let count = row.len() as f64;
+    let mean = sum(row.iter().copied()).value() / count;
+    let centred = || row.iter().map(|x| x - mean);
+    let variance = dot(centred(), centred()).value() / count;
+    let deviation = (maths.sqrt)(variance + epsilon);
+    centred()
+        .zip(scale)
+        .map(|(x, scale)| x / deviation * scale)
+        .collect()
+}
+
+fn sum(values: impl Iterator<Item = f64>) -> Pair {
+    values.fold(Pair::default(), |sum, value| sum.add(value.into()))
 }
 
 /// What one query sees and how its scores are made.
@@ -75,8 +96,8 @@ pub(super) struct Row<'a> {
     /// `q · k` for every key, from [`dot`].
     pub(super) products: Vec<Pair>,
     pub(super) scale: f64,
-    pub(super) bias: Option<Vec<f64>>,
-    pub(super) seen: Vec<bool>,
+    pub(super) bias: Option<&'a [f64]>,
+    pub(super) seen: &'a [bool],
     pub(super) zero_if_blind: bool,
     pub(super) maths: &'a Maths,
 }
@@ -84,56 +105,44 @@ pub(super) struct Row<'a> {
 impl Row<'_> {
     /// The weights of the row. A row that sees nothing weighs all keys alike (Flax) or none (ONNX, PyTorch).
     pub(super) fn weights(&self) -> Vec<f64> {
-        let count = self.products.len();
-        if !self.seen.contains(&true) {
-            let weight = if self.zero_if_blind {
-                0.0
-            } else {
-                1.0 / count as f64
-            };
-            return alloc::vec![weight; count];
-        }
-        let scores: Vec<Option<Pair>> = (0..count)
-            .map(|key| {
-                let bias = self.bias.as_ref().map_or(0.0, |bias| bias[key]);
-                let score = self.products[key].scaled(self.scale).add(Pair {
-                    high: bias,
-                    low: 0.0,
-                });
-                self.seen[key].then_some(score)
-            })
+        let scores: Vec<Option<Pair>> = (0..self.products.len())
+            .map(|key| self.seen[key].then(|| self.score(key)))
             .collect();
-        let seen = || scores.iter().flatten();
-        let largest = seen()
+        let largest = (scores.iter().flatten())
             .map(|score| score.value())
             .fold(f64::NEG_INFINITY, f64::max);
-        let all_infinite = largest == f64::NEG_INFINITY;
-        if all_infinite && (self.zero_if_blind || self.seen.contains(&false)) {
-            // Flax's finite fill beats -inf: the masked keys share the weight.
-            let masked = self.seen.iter().filter(|seen| !**seen).count() as f64;
-            let weight = if self.zero_if_blind {
+        if largest == f64::NEG_INFINITY && (self.zero_if_blind || self.seen.contains(&false)) {
+            return self.blind();
+        }
+        let exponentials: Vec<f64> = scores
+            .iter()
+            .map(|score| score.map_or(0.0, |score| self.exponential(score, largest)))
+            .collect();
+        let total = sum(exponentials.iter().copied()).value();
+        exponentials.iter().map(|e| e / total).collect()
+    }
+
+    fn score(&self, key: usize) -> Pair {
+        let scaled = self.products[key].scaled(self.scale);
+        self.bias
+            .map_or(scaled, |bias| scaled.add(bias[key].into()))
+    }
+
+    fn exponential(&self, score: Pair, largest: f64) -> f64 {
+        let difference = score.add((-largest).into());
+        (self.maths.exp)(difference.high) * (1.0 + difference.low)
+    }
+
+    /// No key has a finite score. Flax gives masked keys the lowest finite one, so they share the weight.
+    fn blind(&self) -> Vec<f64> {
+        let masked = self.seen.iter().filter(|seen| !**seen).count() as f64;
+        let share = |&seen: &bool| {
+            if seen || self.zero_if_blind {
                 0.0
             } else {
                 1.0 / masked
-            };
-            return self
-                .seen
-                .iter()
-                .map(|&seen| if seen { 0.0 } else { weight })
-                .collect();
-        }
-        let exponential = |score: &Pair| {
-            let (high, low) = (score.high - largest, score.low);
-            (self.maths.exp)(high) * (1.0 + low)
+            }
         };
-        let total = sum(seen().map(exponential)).value();
-        scores
-            .iter()
-            .map(|score| {
-                score
-                    .as_ref()
-                    .map_or(0.0, |score| exponential(score) / total)
-            })
-            .collect()
+        self.seen.iter().map(share).collect()
     }
 }

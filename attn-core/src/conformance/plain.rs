@@ -1,13 +1,10 @@
-//! Plain same-dtype arithmetic in Flax's order of operations: what the tolerance is derived from, and a slow but complete
-//! backend to test layers on.
+//! Plain same-dtype arithmetic in Flax's order of operations: what the tolerance is derived from.
 
-use super::check::Maths;
+use super::Maths;
 use crate::dtype::Element;
-use crate::error::{Error, Result};
-use crate::kernels::{Backend, Kernels, Projection};
 use crate::mask::FullyMasked;
-use crate::request::{Attention, AttentionShape, KeyValue};
-use crate::view::{Host, HostView, HostViewMut};
+use crate::request::Scale;
+use alloc::vec;
 use alloc::vec::Vec;
 
 /// Rounds to `T` and back.
@@ -31,7 +28,7 @@ impl Order {
 }
 
 /// A sum in the accumulator's type.
-fn accumulate<T: Element>(
+pub(super) fn accumulate<T: Element>(
     order: Order,
     terms: impl DoubleEndedIterator<Item = f64> + Clone,
 ) -> f64 {
@@ -52,7 +49,26 @@ pub(super) fn dot<T: Element>(order: Order, a: &[f64], b: &[f64]) -> f64 {
     round::<T>(accumulate::<T>(order, a.iter().zip(b).map(|(a, b)| a * b)))
 }
 
-/// The weights of one query as Flax computes them in `T`; `products` are `(q / sqrt(d)) · k`, rounded.
+/// The query as it meets the keys. Flax divides it by a root that is rounded to `T`; a factor of the caller's is rounded likewise.
+pub(super) fn scaled<T: Element>(query: &[f64], scale: Scale, maths: &Maths) -> Vec<f64> {
+    let depth = query.len();
+    let root = round::<T>((maths.sqrt)(depth as f64));
+    let factor = round::<T>(scale.factor(depth, maths.sqrt));
+    let scaled = query.iter().map(|x| match scale {
+        Scale::InverseSqrtDepth => round::<T>(x / root),
+        _ => round::<T>(x * factor),
+    });
+    scaled.collect()
+}
+
+/// The products of a scaled query and every key.
+pub(super) fn products<T: Element>(order: Order, scaled: &[f64], keys: &[Vec<f64>]) -> Vec<f64> {
+    keys.iter()
+        .map(|key| dot::<T>(order, scaled, key))
+        .collect()
+}
+
+/// The weights of one query as Flax computes them in `T`; `products` are those of the [`scaled`] query and the keys.
 pub(super) fn weights<T: Element>(
     order: Order,
     products: &[f64],
@@ -73,7 +89,7 @@ pub(super) fn weights<T: Element>(
         .collect();
     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if largest == f64::NEG_INFINITY && fully_masked == FullyMasked::Zero {
-        return alloc::vec![0.0; products.len()];
+        return vec![0.0; products.len()];
     }
     let exponentials: Vec<f64> = scores
         .iter()
@@ -110,169 +126,4 @@ pub(super) fn normalize<T: Element>(
         .zip(scale)
         .map(|(x, scale)| round::<T>(acc(acc(x - mean) * acc(factor * scale))))
         .collect()
-}
-
-/// A backend of plain loops: slow, complete, for tests.
-#[derive(Debug, Clone, Copy)]
-pub struct Reference {
-    /// What `core` has no function for.
-    pub maths: Maths,
-}
-
-impl Backend for Reference {
-    type Storage = Host;
-    type Error = Error;
-    fn name(&self) -> &'static str {
-        "reference"
-    }
-}
-
-impl<T: Element> Kernels<T> for Reference {
-    fn project_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-        0
-    }
-
-    fn project(
-        &self,
-        call: &Projection<'_, Host, T>,
-        mut out: HostViewMut<'_, T>,
-        _: &mut [T::Acc],
-    ) -> Result<()> {
-        let (rows, features, outputs) = call.sizes(out.shape())?;
-        let layout = *out.layout();
-        let at = |view: &HostView<'_, T>, index: usize| view.buf()[index].to_f64();
-        for row in 0..rows {
-            let input = call.input.layout().base(call.input.shape().rank() - 1, row);
-            let step = call.input.layout().strides().last().copied().unwrap_or(0);
-            let start = layout.base(layout.shape().rank() - 1, row);
-            for column in 0..outputs {
-                let terms = (0..features).map(|f| {
-                    at(&call.input, input + f * step)
-                        * at(&call.kernel, call.kernel.layout().at(&[f, column]))
-                });
-                let bias = call
-                    .bias
-                    .map_or(0.0, |bias| at(&bias, bias.layout().at(&[column])));
-                let value = round::<T::Acc>(accumulate::<T>(Order::Forward, terms) + bias);
-                let index = start + column * layout.strides().last().copied().unwrap_or(0);
-                out.buf_mut()[index] = T::from_f64(value);
-            }
-        }
-        Ok(())
-    }
-
-    fn normalize(
-        &self,
-        mut x: HostViewMut<'_, T>,
-        scale: HostView<'_, T::Acc>,
-        epsilon: f64,
-    ) -> Result<()> {
-        let layout = *x.layout();
-        let Some((&depth, rows)) = layout.shape().split_last() else {
-            return Err(Error::Rank {
-                argument: "x",
-                got: 0,
-                wanted: "[..., depth]",
-            });
-        };
-        if scale.shape().as_slice() != [depth] {
-            return Err(Error::Shape {
-                argument: "scale",
-                got: *scale.shape(),
-                wanted: crate::Dims::new(&[depth])?,
-            });
-        }
-        let scale: Vec<f64> = (0..depth)
-            .map(|i| scale.buf()[scale.layout().at(&[i])].to_f64())
-            .collect();
-        for row in 0..rows.iter().product() {
-            let start = layout.base(rows.len(), row);
-            let step = layout.strides()[rows.len()];
-            let values: Vec<f64> = (0..depth)
-                .map(|i| x.buf_mut()[start + i * step].to_f64())
-                .collect();
-            for (i, value) in normalize::<T>(Order::Forward, &values, &scale, epsilon, &self.maths)
-                .into_iter()
-                .enumerate()
-            {
-                x.buf_mut()[start + i * step] = T::from_f64(value);
-            }
-        }
-        Ok(())
-    }
-
-    fn attend_scratch(&self, _: &AttentionShape) -> usize {
-        0
-    }
-
-    fn attend(
-        &self,
-        mut call: Attention<'_, Host, T>,
-        mut out: HostViewMut<'_, T>,
-        _: &mut [T::Acc],
-    ) -> Result<()> {
-        let shape = call.shape()?;
-        let wanted = shape.output(call.query.shape())?;
-        if *out.shape() != wanted {
-            return Err(Error::Shape {
-                argument: "output",
-                got: *out.shape(),
-                wanted,
-            });
-        }
-        let KeyValue::Dense { key, value } = call.source;
-        let rows = super::check::Rows::new(&call, &shape)?;
-        let factor = call.scores.scale.factor(shape.depth, self.maths.sqrt);
-        let out_layout = *out.layout();
-        let axes = out_layout.shape().rank() - 3;
-        for matrix in 0..shape.batch * shape.num_heads {
-            let (batch, head) = (
-                matrix / shape.num_heads.max(1),
-                matrix % shape.num_heads.max(1),
-            );
-            for query in 0..shape.query_length {
-                let q: Vec<f64> = rows
-                    .row(&call.query, batch, head, query)
-                    .map(|x| round::<T>(x * round::<T>(factor)))
-                    .collect();
-                let products: Vec<f64> = (0..shape.key_length)
-                    .map(|k| {
-                        let k: Vec<f64> = rows.row(&key, batch, head, k).collect();
-                        dot::<T>(Order::Forward, &q, &k)
-                    })
-                    .collect();
-                let (bias, seen) = (rows.bias(matrix, query), rows.seen(matrix, query));
-                let weights = weights::<T>(
-                    Order::Forward,
-                    &products,
-                    bias.as_deref(),
-                    &seen,
-                    call.visible.fully_masked,
-                    &self.maths,
-                );
-                for column in 0..shape.value_depth {
-                    let values: Vec<f64> = (0..shape.key_length)
-                        .map(|k| rows.element(&value, batch, head, k, column))
-                        .collect();
-                    let sum = dot::<T>(Order::Forward, &weights, &values);
-                    let strides = out_layout.strides();
-                    let index = out_layout.base(axes, batch)
-                        + query * strides[axes]
-                        + head * strides[axes + 1]
-                        + column * strides[axes + 2];
-                    out.buf_mut()[index] = T::from_f64(sum);
-                }
-                if let Some(asked) = &mut call.outputs.weights {
-                    let layout = *asked.layout();
-                    let rank = layout.shape().rank();
-                    let start = layout.base(rank - 1, matrix * shape.query_length + query);
-                    for (k, weight) in weights.into_iter().enumerate() {
-                        asked.buf_mut()[start + k * layout.strides()[rank - 1]] =
-                            T::Acc::from_f64(weight);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
 }

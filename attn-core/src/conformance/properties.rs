@@ -3,7 +3,7 @@
 mod bitwise;
 mod errors;
 
-use super::check::Failure;
+use super::verdict::Failure;
 use crate::dtype::Element;
 use crate::error::Error;
 use crate::kernels::{Backend, Kernels};

@@ -1,8 +1,9 @@
 //! Results that do not depend on what is computed beside them, where they lie, or what the scratch held.
 
+use super::super::arrays::Placed;
 use super::super::cases::Placement;
-use super::super::check::{Failure, Placed};
 use super::super::data::Numbers;
+use super::super::verdict::Failure;
 use super::{Broken, OnHost, run};
 use crate::dtype::Element;
 use crate::error::Error;

@@ -1,6 +1,6 @@
 //! Arguments that do not fit are typed errors, and no output is written.
 
-use super::super::check::Failure;
+use super::super::verdict::Failure;
 use super::{Broken, OnHost, first_not, run};
 use crate::dtype::Element;
 use crate::error::{Disagreement, Error};

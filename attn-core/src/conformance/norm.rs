@@ -1,0 +1,94 @@
+//! Layer norm beside the oracle.
+
+use super::data::Numbers;
+use super::plain::{self, Order};
+use super::properties::OnHost;
+use super::verdict::{Comparison, Failure, Place, Report};
+use super::{Maths, oracle};
+use crate::dtype::Element;
+use crate::error::Result;
+use crate::view::{HostView, HostViewMut};
+use alloc::format;
+use alloc::vec::Vec;
+
+const DEPTHS: [usize; 11] = [1, 2, 3, 5, 8, 16, 31, 64, 65, 130, 256];
+const ROWS: usize = 64;
+/// Flax's.
+const EPSILON: f64 = 1e-6;
+
+/// What rows are like: where they lie, and how far apart their elements.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    mean: f64,
+    size: f64,
+}
+
+/// Layer norm of rows around 0, of rows far from 0, where the fast variance loses digits, and of rows so small that epsilon counts.
+pub(super) fn normalize<T: Element, B: OnHost<T>>(
+    backend: &B,
+    maths: &Maths,
+) -> Result<Report, Failure> {
+    let kinds =
+        [(0.0, 1.0), (1.0, 1.0), (8.0, 1.0), (0.0, 1e-3)].map(|(mean, size)| Kind { mean, size });
+    let mut report = Report::default();
+    for depth in DEPTHS {
+        for kind in kinds {
+            let name = format!("normalize {depth} {kind:?}");
+            let mut comparison = Comparison::default();
+            compare::<T, B>(backend, &name, depth, kind, maths, &mut comparison)
+                .map_err(|error| Failure::new(&*name, format!("{error}")))?;
+            report.add(comparison.verdict::<T>(&name, "x")?);
+        }
+    }
+    Ok(report)
+}
+
+/// Rows whose elements lie on both sides of the middle in turn. Free ones would now and then have next to no variance; such a
+/// row is lost in any order of sums, by chance more in the one than in the other, and alone decides the case's largest error.
+fn rows<T: Element>(depth: usize, kind: Kind, numbers: &mut Numbers) -> Vec<T> {
+    let element = |index: usize| {
+        let distance = kind.size * (0.5 + numbers.uniform());
+        let below = (index % depth).is_multiple_of(2);
+        T::from_f64(kind.mean + if below { -distance } else { distance })
+    };
+    (0..ROWS * depth).map(element).collect()
+}
+
+fn compare<T: Element, B: OnHost<T>>(
+    backend: &B,
+    name: &str,
+    depth: usize,
+    kind: Kind,
+    maths: &Maths,
+    comparison: &mut Comparison,
+) -> Result<()> {
+    let mut numbers = Numbers::new(name);
+    let input = rows::<T>(depth, kind, &mut numbers);
+    let scale: Vec<T::Acc> = (0..depth)
+        .map(|_| T::Acc::from_f64(1.0 + numbers.normal() / 4.0))
+        .collect();
+    let mut x = input.clone();
+    backend.normalize(
+        HostViewMut::new(&mut x, &[ROWS, depth])?,
+        HostView::new(&scale, &[depth])?,
+        EPSILON,
+    )?;
+    let scale: Vec<f64> = scale.iter().map(|x| x.to_f64()).collect();
+    for (row, (input, got)) in input.chunks(depth).zip(x.chunks(depth)).enumerate() {
+        let input: Vec<f64> = input.iter().map(|x| x.to_f64()).collect();
+        let exact = oracle::normalize(&input, &scale, EPSILON, maths);
+        let plainly =
+            Order::ALL.map(|order| plain::normalize::<T>(order, &input, &scale, EPSILON, maths));
+        for column in 0..depth {
+            let place = Place {
+                draw: 0,
+                matrix: 0,
+                row,
+                column,
+            };
+            let plainly = [0, 1, 2].map(|i: usize| plainly[i][column]);
+            comparison.push(place, got[column].to_f64(), exact[column], plainly);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! The rule: how far an output may be off.
+
+use crate::dtype::{DType, Element};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// What a backend did wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The case.
+    pub case: String,
+    /// What, with the numbers.
+    pub what: String,
+}
+
+impl Failure {
+    pub(super) fn new(case: impl Into<String>, what: impl Into<String>) -> Self {
+        Self {
+            case: case.into(),
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.case, self.what)
+    }
+}
+
+impl core::error::Error for Failure {}
+
+/// What a backend did right.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Report {
+    /// Cases that were run.
+    pub cases: usize,
+    /// The largest error as a part of what was allowed in its case; 0 for what must hold exactly.
+    pub worst: f64,
+}
+
+impl Report {
+    pub(super) fn exact(cases: usize) -> Self {
+        Self { cases, worst: 0.0 }
+    }
+
+    /// Counts one more case.
+    pub(super) fn add(&mut self, share: f64) {
+        self.cases += 1;
+        self.worst = self.worst.max(share);
+    }
+}
+
+/// Half a unit in the last place of numbers of size 1.
+fn half_unit(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => f64::from(f32::EPSILON) / 2.0,
+        DType::F64 => f64::EPSILON / 2.0,
+        DType::F16 => crate::f16::EPSILON.to_f64() / 2.0,
+        DType::BF16 => crate::bf16::EPSILON.to_f64() / 2.0,
+    }
+}
+
+/// Where an output stands.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) draw: usize,
+    /// A head of a batch entry, batch first.
+    pub(super) matrix: usize,
+    pub(super) row: usize,
+    pub(super) column: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            draw,
+            matrix,
+            row,
+            column,
+        } = self;
+        write!(
+            f,
+            "draw {draw}, matrix {matrix}, row {row}, column {column}"
+        )
+    }
+}
+
+/// Outputs of a case beside the truth and beside plain arithmetic.
+#[derive(Default)]
+pub(super) struct Comparison {
+    entries: Vec<(Place, f64, f64)>,
+    plain_error: f64,
+    /// Rows that were compared.
+    pub(super) rows: usize,
+}
+
+impl Comparison {
+    /// One output: its place, what the backend gave, the truth, what plain arithmetic gives in every order.
+    pub(super) fn push(&mut self, place: Place, got: f64, truth: f64, plain: [f64; 3]) {
+        self.entries.push((place, got, truth));
+        let errors = plain.map(|plain| (truth - plain).abs());
+        for error in errors.into_iter().filter(|error| error.is_finite()) {
+            self.plain_error = self.plain_error.max(error);
+        }
+    }
+
+    /// The largest error as a part of what is allowed; the rule is in the documentation of [`conformance`](super).
+    pub(super) fn verdict<T: Element>(&self, case: &str, output: &str) -> Result<f64, Failure> {
+        let truths = self.entries.iter().map(|(_, _, truth)| truth.abs());
+        let largest = truths.filter(|truth| truth.is_finite()).fold(0.0, f64::max);
+        let allowed = (2.0 * self.plain_error).max(half_unit(T::DTYPE) * largest);
+        let mut worst = 0.0f64;
+        for &(place, got, truth) in &self.entries {
+            let error = (got - truth).abs();
+            let right = error <= allowed || (truth.is_nan() && got.is_nan());
+            if !right {
+                let what = format!(
+                    "{output} at {place} is {got:e}, wanted {truth:e}, off by {:e}, allowed {allowed:e}",
+                    got - truth
+                );
+                return Err(Failure::new(case, what));
+            }
+            worst = worst.max(error);
+        }
+        Ok(if worst > 0.0 { worst / allowed } else { 0.0 })
+    }
+}
