@@ -138,6 +138,19 @@ impl<'a> TensorView<'a> {
         }
     }
 
+    /// Element `index` as an `f64` that rounds to `T` as the element itself does.
+    fn get_for<T: Element>(&self, index: usize) -> f64 {
+        match self.scalar {
+            _ if T::SCALAR == ScalarType::F64 => self.get_f64(index),
+            ScalarType::U64 => odd_f64(u64::from_le_bytes(self.element(index))),
+            ScalarType::I64 => {
+                let value = i64::from_le_bytes(self.element(index));
+                odd_f64(value.unsigned_abs()).copysign(value as f64)
+            }
+            _ => self.get_f64(index),
+        }
+    }
+
     fn element<const N: usize>(&self, index: usize) -> [u8; N] {
         let mut bytes = [0; N];
         bytes.copy_from_slice(&self.bytes[index * N..(index + 1) * N]);
@@ -177,7 +190,7 @@ impl<'a> TensorView<'a> {
             to.copy_from_slice(same);
         } else {
             for (index, to) in to.iter_mut().enumerate() {
-                *to = T::from_f64(self.get_f64(index));
+                *to = T::from_f64(self.get_for::<T>(index));
             }
         }
         Ok(())
@@ -213,6 +226,14 @@ impl fmt::Debug for TensorView<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{}", self.scalar, self.shape)
     }
+}
+
+/// Cuts to the 53 bits of an `f64`, its last bit set if any was lost: rounding that to fewer bits is rounding once.
+fn odd_f64(value: u64) -> f64 {
+    let surplus = (u64::BITS - value.leading_zeros()).saturating_sub(f64::MANTISSA_DIGITS);
+    let cut = value >> surplus;
+    let odd = cut | u64::from(cut << surplus != value);
+    (odd << surplus) as f64
 }
 
 fn byte_length(scalar: ScalarType, shape: &Dims) -> Result<usize> {
@@ -472,6 +493,26 @@ mod tests {
             assert_eq!(tensor.to_vec_f64(), [0.0, 1.0, 1.0], "{scalar}");
             assert!(!tensor.view().is_nonzero(0) && tensor.view().is_nonzero(2));
         }
+    }
+
+    #[test]
+    fn a_64_bit_integer_is_rounded_once() {
+        // Just above the tie between two f32; an f64 cannot hold the difference, and the tie goes down to even.
+        let above_tie: i64 = (1 << 62) + (1 << 38) + 1;
+        let up = ((1i64 << 62) + (1 << 39)) as f32;
+        for (value, wanted) in [
+            (above_tie, up),
+            (-above_tie, -up),
+            (3, 3.0),
+            (i64::MIN, -(2f32.powi(63))),
+        ] {
+            let bytes = value.to_le_bytes();
+            let view = TensorView::new(ScalarType::I64, &[1], &bytes).unwrap();
+            assert_eq!(view.to_vec::<f32>().unwrap(), [wanted]);
+        }
+        let bytes = u64::MAX.to_le_bytes();
+        let view = TensorView::new(ScalarType::U64, &[1], &bytes).unwrap();
+        assert_eq!(view.to_vec::<f32>().unwrap(), [2f32.powi(64)]);
     }
 
     #[test]

@@ -52,14 +52,14 @@ fn read_all(bytes: &[u8]) {
     }
 }
 
-/// Reads, and asserts that memory grew with the file only: nodes, names and the growth of vectors are some
-/// hundred bytes for each of the file's, whatever lengths it claims.
+/// Reads, and asserts that memory grew with the file only. The most for a byte of the file is a list's entry: a node of 64 bytes,
+/// twice that as its vector doubles (and frees the smaller), and about as much in the map of names; three readers, each walked.
 fn read_within_bounds(bytes: &[u8]) {
     let before = ALLOCATED.with(Cell::get);
     read_all(bytes);
     let allocated = ALLOCATED.with(Cell::get) - before;
     assert!(
-        allocated <= 4096 + 3000 * bytes.len(),
+        allocated <= 8192 + 500 * bytes.len(),
         "{allocated} bytes for a file of {}",
         bytes.len()
     );
@@ -181,6 +181,152 @@ fn chunks_are_joined_in_numeric_order_and_written_alike() {
     );
 }
 
+/// An extension of type 1 that holds an extension that holds one…
+fn nested_extensions(levels: u32) -> Vec<u8> {
+    let mut file = b"\x81\xa1a".to_vec();
+    for level in (0..levels).rev() {
+        file.push(0xc9);
+        file.extend((6 * level).to_be_bytes());
+        file.push(1);
+    }
+    file
+}
+
+#[test]
+fn nesting_takes_no_stack() {
+    let problem = Tree::read(&nested_extensions(1_000_000))
+        .unwrap_err()
+        .problem;
+    assert!(matches!(problem, Problem::Unexpected { .. }), "{problem:?}");
+    let name = "a/".repeat(1_000_000);
+    let view = TensorView::from_slice(&[0.0f32], &[1]).unwrap();
+    let file = io::write_safetensors(&[(&name, view)]).unwrap();
+    for error in [
+        Tree::read(&file).unwrap_err(),
+        io::write_msgpack(&[(&name, view)]).unwrap_err(),
+    ] {
+        assert_eq!(error.problem, Problem::TooDeep { limit: 64 });
+    }
+}
+
+#[test]
+fn reading_takes_time_that_grows_with_the_file() {
+    // A long name above many leaves: looked at once, not once for each leaf.
+    let mut file = b"\x81\xdb\x00\x10\x00\x00".to_vec();
+    file.extend(core::iter::repeat_n(b'n', 1 << 20));
+    file.extend(b"\xdd\x00\x04\x00\x00");
+    file.extend(core::iter::repeat_n(0xc0, 1 << 18));
+    let start = std::time::Instant::now();
+    let tree = Tree::read(&file).unwrap();
+    assert_eq!(tree.entries().count(), 1 << 18);
+    // Once for each leaf would be 2^38 bytes.
+    assert!(start.elapsed() < core::time::Duration::from_secs(10));
+}
+
+#[test]
+fn names_with_separators_are_found() {
+    let view = TensorView::from_slice(&[1.0f32], &[1]).unwrap();
+    for names in [
+        ["enc/attn/query/kernel", "enc/attn/key/kernel"],
+        ["enc.attn.query.kernel", "enc.attn.key.kernel"],
+    ] {
+        // As safetensors, and as the flat dict that `flatten_dict` makes.
+        let mut flat = b"\x82".to_vec();
+        for name in names {
+            flat.push(0xa0 | name.len() as u8);
+            flat.extend(name.bytes());
+            flat.extend(b"\xc7\x11\x01\x93\x91\x01\xa7float32\xc4\x04\x00\x00\x80\x3f");
+        }
+        let safetensors = io::write_safetensors(&names.map(|name| (name, view))).unwrap();
+        for file in [flat, safetensors] {
+            let tree = Tree::read(&file).unwrap();
+            let layer = tree.subtree("enc.attn").unwrap();
+            assert_eq!(layer.tensor("query", "kernel"), Some(view));
+            assert_eq!(tree.tensor("enc/attn/key.kernel"), Some(view));
+        }
+    }
+    // A module's name keeps its dot, and is found by either separator.
+    let file = io::write_msgpack(&[("params/block.0/attn/out/kernel", view)]).unwrap();
+    let tree = Tree::read(&file).unwrap();
+    assert_eq!(io::write_msgpack(&borrowed(&tensors(&tree))).unwrap(), file);
+    for path in ["block.0/attn", "params.block.0.attn", "/block.0/attn/"] {
+        assert!(
+            tree.subtree(path)
+                .unwrap()
+                .tensor("out", "kernel")
+                .is_some(),
+            "{path}"
+        );
+    }
+}
+
+#[test]
+fn a_part_gets_a_second_path() {
+    let mut tree = Tree::read(PARAMS).unwrap();
+    let before = tensors(&tree).len();
+    tree.alias("params/encoder/attn/out", "params/encoder/attn/output")
+        .unwrap();
+    tree.alias("params.encoder.attn", "layers.0").unwrap();
+    assert_eq!(
+        tree.tensor("layers/0/output/kernel"),
+        tree.tensor("params/encoder/attn/out/kernel")
+    );
+    assert!(tree.tensor("layers/0/output/kernel").is_some());
+    assert_eq!(tensors(&tree).len(), before);
+    for (from, to, problem) in [
+        ("params/decoder", "x", Problem::NoEntry),
+        ("params/encoder", "params/encoder", Problem::Duplicate),
+        ("params", "params/encoder/again", Problem::Duplicate),
+    ] {
+        assert_eq!(tree.alias(from, to).unwrap_err().problem, problem);
+    }
+}
+
+#[test]
+fn chunks_must_be_whole() {
+    // The chunk "1" under the name "2", and "01".
+    let at = |name: &[u8]| {
+        CHUNKED
+            .windows(name.len())
+            .position(|bytes| bytes == name)
+            .unwrap()
+    };
+    for digit in [b'2', b'x'] {
+        let mut file = CHUNKED.to_vec();
+        let chunks = at(b"chunks");
+        let one = chunks
+            + file[chunks..]
+                .windows(2)
+                .position(|bytes| bytes == b"\xa11")
+                .unwrap();
+        file[one + 1] = digit;
+        assert!(Tree::read(&file).is_err(), "{digit}");
+    }
+    let mut file = CHUNKED.to_vec();
+    let shape = at(b"shape");
+    file[shape + 8] += 1;
+    let error = Tree::read(&file).unwrap_err();
+    assert_eq!(error.problem, Problem::Chunks);
+    assert!(error.offset > 0);
+}
+
+#[test]
+fn a_file_is_opened() {
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/io/params.msgpack");
+    let file = io::File::open(&path).unwrap();
+    assert_eq!(&*file, PARAMS);
+    let missing = io::File::open(path.join("missing")).unwrap_err();
+    assert!(matches!(missing.problem, Problem::System(_)));
+    #[cfg(feature = "mmap")]
+    {
+        #[expect(unsafe_code, reason = "maps a file of the repository")]
+        // SAFETY: nothing writes to the test's data.
+        let mapped = unsafe { io::File::map(&path) }.unwrap();
+        assert_eq!(tensors(&Tree::read(&mapped).unwrap()).len(), 8);
+    }
+}
+
 #[test]
 fn hostile_files_are_typed_errors() {
     let deep: Vec<u8> = core::iter::repeat_n([0x81, 0xa1, b'a'], 100_000)
@@ -288,6 +434,64 @@ fn hostile_safetensors_are_typed_errors() {
             "{header}"
         );
     }
+}
+
+#[test]
+fn metadata_may_hold_escapes_and_stands_once() {
+    let metadata = r#""__metadata__":{"a\"b":"\u00e9 {\"x\": 1}\n"}"#;
+    let one = r#""a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}"#;
+    let tree =
+        |header: &str| Tree::read(&safetensors(header, 1)).map(|tree| tree.entries().count());
+    assert_eq!(tree(&format!("{{{metadata},{one}}}")), Ok(1));
+    for (header, problem) in [
+        (
+            format!("{{{metadata},{metadata},{one}}}"),
+            Problem::Duplicate,
+        ),
+        (
+            format!(r#"{{"__metadata__":{{"a":"\x"}},{one}}}"#),
+            Problem::Name,
+        ),
+        (
+            format!(r#"{{"__metadata__":{{"a":"\u12"}},{one}}}"#),
+            Problem::Name,
+        ),
+    ] {
+        assert_eq!(tree(&header).unwrap_err().problem, problem, "{header}");
+    }
+    let view = TensorView::from_slice(&[0.0f32], &[1]).unwrap();
+    assert_eq!(
+        io::write_safetensors(&[("__metadata__", view)])
+            .unwrap_err()
+            .problem,
+        Problem::Name
+    );
+}
+
+#[test]
+fn written_arrays_are_aligned_for_their_types() {
+    let (bytes, halves, doubles) = ([1u8], [2u8, 0], 3f64.to_le_bytes());
+    let file = io::write_safetensors(&[
+        (
+            "bytes",
+            TensorView::new(ScalarType::Bool, &[1], &bytes).unwrap(),
+        ),
+        (
+            "halves",
+            TensorView::new(ScalarType::F16, &[1], &halves).unwrap(),
+        ),
+        (
+            "doubles",
+            TensorView::new(ScalarType::F64, &[1], &doubles).unwrap(),
+        ),
+    ])
+    .unwrap();
+    let tree = Tree::read(&file).unwrap();
+    for (path, view) in tensors(&tree) {
+        let offset = view.bytes().as_ptr().addr() - file.as_ptr().addr();
+        assert_eq!(offset % view.scalar().size(), 0, "{path}");
+    }
+    assert_eq!(tree.tensor("doubles").unwrap().get_f64(0), 3.0);
 }
 
 #[test]

@@ -15,6 +15,10 @@ const FENCED: &[(&str, &str)] = &[
     ),
     ("attn-kernels-cpu/src/shared.rs", "threads share one output"),
     ("attn-kernels-cpu/src/flash.rs", "calls into shared.rs"),
+    (
+        "attn-layers/src/io/file.rs",
+        "a mapped file must not change",
+    ),
     ("attn-layers/tests/io.rs", "an allocator that counts"),
     ("attn-macros/tests/ui/fail_dispatch.rs", "must not compile"),
     ("attn-kernels-cpu/src/project.rs", "calls into shared.rs"),

@@ -35,7 +35,7 @@ pub enum Problem {
     },
     /// Two entries of one name.
     Duplicate,
-    /// A name that is not UTF-8, or one with an escape.
+    /// A name that is not UTF-8, one with an escape, or one that the format keeps for itself.
     Name,
     /// An element type that attention does not know.
     DType,
@@ -61,8 +61,9 @@ pub enum Problem {
     },
     /// No memory for it.
     Memory,
-    /// The file could not be read or written.
-    System,
+    /// The system did not give the file.
+    #[cfg(feature = "std")]
+    System(std::io::ErrorKind),
 }
 
 /// A file that cannot be read, and the byte where that shows.
@@ -98,7 +99,7 @@ impl fmt::Display for Error {
                 write!(f, "at byte {offset}: nested more than {limit} deep. No model is; the file is damaged")
             }
             Problem::Duplicate => write!(f, "at byte {offset}: a name stands twice. Which one is meant cannot be known; save it anew"),
-            Problem::Name => write!(f, "at byte {offset}: a name is not plain UTF-8 text. Rename it and save anew"),
+            Problem::Name => write!(f, "at byte {offset}: a name is not plain UTF-8 text, or is reserved. Rename it and save anew"),
             Problem::DType => write!(f, "at byte {offset}: an element type that is not supported. Cast it before saving"),
             Problem::Shape => write!(f, "at byte {offset}: a shape with over 16 axes or too large for this machine"),
             Problem::Length { got, wanted } => {
@@ -109,7 +110,8 @@ impl fmt::Display for Error {
             Problem::NoEntry => f.write_str("there is no entry of that path. List the file's tree to see what there is"),
             Problem::Ambiguous { count } => write!(f, "{count} entries end in that path. Give more of it"),
             Problem::Memory => write!(f, "at byte {offset}: there is no memory for this array"),
-            Problem::System => f.write_str("the file could not be opened or read. Check its path and rights"),
+            #[cfg(feature = "std")]
+            Problem::System(kind) => write!(f, "the file could not be read: {kind}. Check its path and rights"),
         }
     }
 }

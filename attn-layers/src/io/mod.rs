@@ -15,8 +15,11 @@
 //! The readers [`msgpack`] and [`safetensors`] need no allocator: they hand each leaf to a visitor, its bytes where they lie.
 //! [`Tree`] (with `alloc`) collects them. Files are not trusted: lengths are held against the file before anything else is done
 //! with them, nesting is bounded, products are checked, and memory grows with the file's size, not with what it claims.
+//! Bytes after the end of a file are an error in both formats.
 
 mod error;
+#[cfg(feature = "std")]
+mod file;
 pub mod msgpack;
 pub mod safetensors;
 #[cfg(feature = "alloc")]
@@ -25,7 +28,9 @@ mod tree;
 mod write;
 
 pub use error::{Error, Problem, Result};
+#[cfg(feature = "std")]
+pub use file::File;
 #[cfg(feature = "alloc")]
-pub use tree::{Entry, Leaf, Subtree, Tree};
+pub use tree::{Entry, Subtree, Tree};
 #[cfg(feature = "alloc")]
 pub use write::{write_msgpack, write_msgpack_chunked, write_safetensors};

@@ -3,7 +3,8 @@
 //! A file is nested maps with leaves; arrays are ext type 1 (and numpy scalars type 3), whose payload is msgpack again: shape,
 //! dtype's name, little-endian bytes. The reader goes over the bytes once, without recursion and without an allocator, and
 //! hands each leaf to a visitor together with its path. An array of more than 2^30 bytes is stored as a map of chunks; the
-//! visitor sees that map's entries, [`Tree`](super::Tree) joins them.
+//! visitor sees that map's entries, `Tree` joins them. Whether a name stands twice is for the visitor to see: [`Found::fresh`]
+//! tells it where to look.
 //!
 //! The published msgpack crates read into owned values or need `std`; this module is the part of the format that is needed,
 //! over borrowed bytes.
@@ -16,7 +17,7 @@ use attn_core::{Dims, ScalarType};
 pub const MAX_DEPTH: usize = 64;
 
 /// A step of a path.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Segment<'a> {
     /// A map's key.
     Name(&'a str),
@@ -83,7 +84,7 @@ pub type Visit<'v, 'a> = dyn FnMut(Found<'_, 'a>) -> Result<()> + 'v;
 ///
 /// [`Error`] with the offset of what is wrong, or what `visit` returns.
 pub fn read<'a>(bytes: &'a [u8], visit: &mut Visit<'_, 'a>) -> Result<()> {
-    let mut cursor = Cursor { bytes, at: 0 };
+    let mut cursor = Cursor::new(bytes, 0);
     let mut path = [Segment::Index(0); MAX_DEPTH];
     let mut open = [Open {
         left: 0,
@@ -140,6 +141,15 @@ pub fn read<'a>(bytes: &'a [u8], visit: &mut Visit<'_, 'a>) -> Result<()> {
     }
 }
 
+/// The leaf that stands at `offset` of a file that was read.
+#[cfg(feature = "alloc")]
+pub(super) fn leaf(bytes: &[u8], offset: usize) -> Result<Value<'_>> {
+    match Cursor::new(bytes, offset).item()? {
+        Item::Value(value) => Ok(value),
+        Item::Begin { .. } => Ok(Value::Empty),
+    }
+}
+
 /// A container that is being read.
 #[derive(Clone, Copy)]
 struct Open {
@@ -156,9 +166,19 @@ enum Item<'a> {
 struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// Inside an extension, which holds no other: else a file could nest them until the stack ends.
+    inner: bool,
 }
 
 impl<'a> Cursor<'a> {
+    const fn new(bytes: &'a [u8], at: usize) -> Self {
+        Self {
+            bytes,
+            at,
+            inner: false,
+        }
+    }
+
     fn take(&mut self, count: u64) -> Result<&'a [u8]> {
         let rest = &self.bytes[self.at..];
         let truncated = Error::new(
@@ -294,6 +314,14 @@ impl<'a> Cursor<'a> {
     /// Flax's extensions: 1 an array, 2 a complex number, 3 a numpy scalar.
     fn extension(&mut self, count: u64) -> Result<Value<'a>> {
         let start = self.at;
+        if self.inner {
+            return Err(Error::new(
+                start,
+                Problem::Unexpected {
+                    wanted: "no extension inside of another",
+                },
+            ));
+        }
         let code = self.byte()?;
         let first = self.at;
         let payload = self.take(count)?;
@@ -301,6 +329,7 @@ impl<'a> Cursor<'a> {
         let mut inner = Cursor {
             bytes: &self.bytes[..first + payload.len()],
             at: first,
+            inner: true,
         };
         let value = match code {
             1 | 3 => Value::Tensor(inner.tensor()?),

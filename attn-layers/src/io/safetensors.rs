@@ -1,7 +1,8 @@
 //! safetensors, read in place: eight bytes of length, a JSON header, the arrays' bytes.
 //!
 //! The header is scanned strictly for what it may hold, so that no allocator and no JSON library is needed, and a name that
-//! stands twice is seen (a JSON map would keep the last). Names with an escape are refused.
+//! stands twice can be seen (a JSON map would keep the last). Names of arrays with an escape are refused; `__metadata__` may
+//! hold them, it is checked and passed over.
 
 use super::error::{Error, Problem, Result};
 use super::msgpack::view;
@@ -11,10 +12,13 @@ use attn_core::{Dims, ScalarType};
 /// Bytes of the header's length.
 const PREFIX: usize = 8;
 
-/// Whether `bytes` begin as such a file does.
+/// The entry of the header that is no array.
+pub(super) const METADATA: &str = "__metadata__";
+
+/// Whether `bytes` begin as such a file does: a length below 2^48, then an object.
 #[must_use]
 pub fn is_safetensors(bytes: &[u8]) -> bool {
-    header(bytes).is_ok_and(|header| header.starts_with(b"{"))
+    bytes.get(6..=PREFIX) == Some(b"\0\0{")
 }
 
 fn header(bytes: &[u8]) -> Result<&[u8]> {
@@ -44,6 +48,9 @@ fn header(bytes: &[u8]) -> Result<&[u8]> {
 
 /// Reads `bytes` and calls `visit` with the name, the array and the offset of its entry in the header, in the header's order.
 ///
+/// Every array lies inside the file and their lengths add up to its data. That no two overlap and no name stands twice takes
+/// memory to see: `Tree` does.
+///
 /// # Errors
 ///
 /// [`Error`] with the offset of what is wrong, or what `visit` returns.
@@ -57,14 +64,24 @@ pub fn read<'a>(
         bytes: &bytes[..PREFIX + header.len()],
         at: PREFIX,
     };
-    let mut used = 0usize;
-    json.object(&mut |json, name, offset| {
-        if name == "__metadata__" {
-            return json.object(&mut |json, _, _| json.string().map(drop));
+    if json.bytes.get(PREFIX) != Some(&b'{') {
+        return Err(Error::new(
+            PREFIX,
+            Problem::Unexpected {
+                wanted: "an object",
+            },
+        ));
+    }
+    let (mut used, mut metadata) = (0usize, false);
+    json.object(Json::name, &mut |json, name, offset| {
+        if name == METADATA {
+            if core::mem::replace(&mut metadata, true) {
+                return Err(Error::new(offset, Problem::Duplicate));
+            }
+            return json.object(Json::text, &mut |json, _, _| json.text().map(drop));
         }
-        let (tensor, end) = entry(json, data, offset)?;
+        let tensor = entry(json, data, offset)?;
         used = used.saturating_add(tensor.bytes().len());
-        debug_assert!(end <= data.len());
         visit(name, tensor, offset)
     })?;
     json.spaces();
@@ -83,16 +100,12 @@ pub fn read<'a>(
 }
 
 /// `{"dtype": .., "shape": [..], "data_offsets": [begin, end]}`, in any order.
-fn entry<'a>(
-    json: &mut Json<'a>,
-    data: &'a [u8],
-    offset: usize,
-) -> Result<(TensorView<'a>, usize)> {
+fn entry<'a>(json: &mut Json<'a>, data: &'a [u8], offset: usize) -> Result<TensorView<'a>> {
     let (mut dtype, mut shape, mut range) = (None, None, None);
-    json.object(&mut |json, key, at| {
+    json.object(Json::name, &mut |json, key, at| {
         let again = match key {
             "dtype" => dtype
-                .replace(scalar(json.string()?).ok_or(Error::new(at, Problem::DType))?)
+                .replace(scalar(json.name()?).ok_or(Error::new(at, Problem::DType))?)
                 .is_some(),
             "shape" => {
                 let mut dims = Dims::SCALAR;
@@ -160,31 +173,32 @@ fn entry<'a>(
         usize::try_from(end).map_err(|_| truncated)?,
     );
     let bytes = data.get(begin..end).ok_or(truncated)?;
-    Ok((view(dtype, &shape, bytes, offset)?, end))
+    view(dtype, &shape, bytes, offset)
 }
 
-/// safetensors' names of element types.
-pub(super) const DTYPES: [(&str, ScalarType); 13] = [
-    ("BOOL", ScalarType::Bool),
-    ("I8", ScalarType::I8),
-    ("I16", ScalarType::I16),
-    ("I32", ScalarType::I32),
-    ("I64", ScalarType::I64),
-    ("U8", ScalarType::U8),
-    ("U16", ScalarType::U16),
-    ("U32", ScalarType::U32),
-    ("U64", ScalarType::U64),
-    ("F16", ScalarType::F16),
-    ("BF16", ScalarType::BF16),
-    ("F32", ScalarType::F32),
-    ("F64", ScalarType::F64),
-];
+/// safetensors' name of an element type.
+pub(super) const fn dtype_name(scalar: ScalarType) -> &'static str {
+    match scalar {
+        ScalarType::Bool => "BOOL",
+        ScalarType::I8 => "I8",
+        ScalarType::I16 => "I16",
+        ScalarType::I32 => "I32",
+        ScalarType::I64 => "I64",
+        ScalarType::U8 => "U8",
+        ScalarType::U16 => "U16",
+        ScalarType::U32 => "U32",
+        ScalarType::U64 => "U64",
+        ScalarType::F16 => "F16",
+        ScalarType::BF16 => "BF16",
+        ScalarType::F32 => "F32",
+        ScalarType::F64 => "F64",
+    }
+}
 
 fn scalar(name: &str) -> Option<ScalarType> {
-    DTYPES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|&(_, scalar)| scalar)
+    ScalarType::ALL
+        .into_iter()
+        .find(|&scalar| dtype_name(scalar) == name)
 }
 
 /// A scanner of the JSON that a header may hold: objects, strings, lists of whole numbers.
@@ -213,9 +227,10 @@ impl<'a> Json<'a> {
         Ok(())
     }
 
-    /// Calls `entry` before each value of an object; it must read the value.
+    /// Calls `entry` before each value of an object, whose keys `key` reads; it must read the value.
     fn object(
         &mut self,
+        key: fn(&mut Self) -> Result<&'a str>,
         entry: &mut dyn FnMut(&mut Self, &'a str, usize) -> Result<()>,
     ) -> Result<()> {
         self.expect(b'{', "an object")?;
@@ -226,7 +241,7 @@ impl<'a> Json<'a> {
         loop {
             self.spaces();
             let offset = self.at;
-            let name = self.string()?;
+            let name = key(self)?;
             self.expect(b':', "a colon")?;
             entry(self, name, offset)?;
             match self.peek() {
@@ -236,24 +251,47 @@ impl<'a> Json<'a> {
         }
     }
 
-    fn string(&mut self) -> Result<&'a str> {
+    /// A text without escapes.
+    fn name(&mut self) -> Result<&'a str> {
+        let text = self.text()?;
+        match text.find('\\') {
+            None => Ok(text),
+            // Its closing quote was the last byte read.
+            Some(escape) => Err(Error::new(self.at - 1 - text.len() + escape, Problem::Name)),
+        }
+    }
+
+    /// A text, its escapes left as they stand.
+    fn text(&mut self) -> Result<&'a str> {
         self.expect(b'"', "a text")?;
         let start = self.at;
-        let rest = &self.bytes[start..];
-        let length = rest
-            .iter()
-            .position(|&byte| byte == b'"' || byte == b'\\' || byte < b' ')
-            .ok_or(Error::new(
-                start,
-                Problem::Unexpected {
-                    wanted: "the end of a text",
-                },
-            ))?;
-        if rest[length] != b'"' {
-            return Err(Error::new(start + length, Problem::Name));
+        let unexpected = |at, wanted| Error::new(at, Problem::Unexpected { wanted });
+        loop {
+            match self.bytes.get(self.at) {
+                Some(b'"') => break,
+                Some(b'\\') => self.at += self.escape_length()?,
+                Some(b' '..) => self.at += 1,
+                Some(_) => return Err(Error::new(self.at, Problem::Name)),
+                None => return Err(unexpected(start, "the end of a text")),
+            }
         }
-        self.at += length + 1;
-        core::str::from_utf8(&rest[..length]).map_err(|_| Error::new(start, Problem::Name))
+        let text = &self.bytes[start..self.at];
+        self.at += 1;
+        core::str::from_utf8(text).map_err(|_| Error::new(start, Problem::Name))
+    }
+
+    fn escape_length(&self) -> Result<usize> {
+        match self.bytes[self.at + 1..] {
+            [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => Ok(2),
+            [b'u', ref rest @ ..]
+                if rest
+                    .first_chunk::<4>()
+                    .is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) =>
+            {
+                Ok(6)
+            }
+            _ => Err(Error::new(self.at, Problem::Name)),
+        }
     }
 
     fn numbers(&mut self, number: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {

@@ -1,10 +1,13 @@
 //! Writing both formats.
 
 use super::error::{Error, Problem, Result};
-use super::safetensors::DTYPES;
+use super::msgpack::MAX_DEPTH;
+use super::safetensors::{METADATA, dtype_name};
 use crate::tensor::TensorView;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::fmt::Write as _;
 
 /// Flax's limit on an array's bytes, above which it is stored in chunks.
@@ -14,12 +17,12 @@ const MAX_CHUNK: usize = 1 << 30;
 ///
 /// # Errors
 ///
-/// [`Problem::Duplicate`] if a path stands twice or is also the beginning of another.
+/// [`Problem::Duplicate`] if a path stands twice or is also the beginning of another; [`Problem::TooDeep`].
 pub fn write_msgpack(entries: &[(&str, TensorView<'_>)]) -> Result<Vec<u8>> {
     write_msgpack_chunked(entries, MAX_CHUNK)
 }
 
-/// [`write_msgpack`] with another limit on an array's bytes.
+/// [`write_msgpack`] with a smaller limit on an array's bytes.
 ///
 /// # Errors
 ///
@@ -28,55 +31,73 @@ pub fn write_msgpack_chunked(
     entries: &[(&str, TensorView<'_>)],
     max_chunk: usize,
 ) -> Result<Vec<u8>> {
-    let mut root = Map::default();
+    let mut dicts = Dicts::new();
     for (path, view) in entries {
-        root.insert(path, *view)?;
+        dicts.insert(path, *view)?;
     }
     let mut out = Vec::new();
-    root.write(&mut out, max_chunk);
+    dicts.write(0, &mut out, max_chunk.min(MAX_CHUNK));
     Ok(out)
 }
 
-/// A dict, in insertion order.
-#[derive(Default)]
-struct Map<'a>(Vec<(&'a str, Child<'a>)>);
+/// Nested dicts, each in insertion order. The first is the outermost.
+struct Dicts<'a> {
+    dicts: Vec<Vec<(&'a str, Child<'a>)>>,
+    /// Where a name stands in a dict.
+    index: BTreeMap<(usize, &'a str), Child<'a>>,
+}
 
+#[derive(Clone, Copy)]
 enum Child<'a> {
-    Map(Map<'a>),
+    Dict(usize),
     Tensor(TensorView<'a>),
 }
 
-impl<'a> Map<'a> {
-    fn insert(&mut self, path: &'a str, view: TensorView<'a>) -> Result<()> {
-        let mut map = self;
-        let mut path = path;
-        while let Some((step, rest)) = path.split_once('/') {
-            let index = map
-                .0
-                .iter()
-                .position(|(name, _)| *name == step)
-                .unwrap_or_else(|| {
-                    map.0.push((step, Child::Map(Map::default())));
-                    map.0.len() - 1
-                });
-            let Child::Map(inner) = &mut map.0[index].1 else {
-                return Err(Error::new(0, Problem::Duplicate));
-            };
-            (map, path) = (inner, rest);
+impl<'a> Dicts<'a> {
+    fn new() -> Self {
+        Self {
+            dicts: Vec::from([Vec::new()]),
+            index: BTreeMap::new(),
         }
-        if map.0.iter().any(|(name, _)| *name == path) {
+    }
+
+    fn insert(&mut self, path: &'a str, view: TensorView<'a>) -> Result<()> {
+        if path.split('/').nth(MAX_DEPTH).is_some() {
+            return Err(Error::new(0, Problem::TooDeep { limit: MAX_DEPTH }));
+        }
+        let (mut dict, mut rest) = (0, path);
+        while let Some((name, below)) = rest.split_once('/') {
+            dict = match self.index.get(&(dict, name)) {
+                Some(&Child::Dict(inner)) => inner,
+                Some(Child::Tensor(_)) => return Err(Error::new(0, Problem::Duplicate)),
+                None => {
+                    self.dicts.push(Vec::new());
+                    let inner = self.dicts.len() - 1;
+                    self.put(dict, name, Child::Dict(inner));
+                    inner
+                }
+            };
+            rest = below;
+        }
+        if self.index.contains_key(&(dict, rest)) {
             return Err(Error::new(0, Problem::Duplicate));
         }
-        map.0.push((path, Child::Tensor(view)));
+        self.put(dict, rest, Child::Tensor(view));
         Ok(())
     }
 
-    fn write(&self, out: &mut Vec<u8>, max_chunk: usize) {
-        container(out, self.0.len(), 0x80, 0xde);
-        for (name, child) in &self.0 {
+    fn put(&mut self, dict: usize, name: &'a str, child: Child<'a>) {
+        self.dicts[dict].push((name, child));
+        self.index.insert((dict, name), child);
+    }
+
+    /// Goes no deeper than [`MAX_DEPTH`].
+    fn write(&self, dict: usize, out: &mut Vec<u8>, max_chunk: usize) {
+        container(out, self.dicts[dict].len(), 0x80, 0xde);
+        for (name, child) in &self.dicts[dict] {
             text(out, name);
             match child {
-                Child::Map(map) => map.write(out, max_chunk),
+                Child::Dict(inner) => self.write(*inner, out, max_chunk),
                 Child::Tensor(view) if view.bytes().len() > max_chunk => {
                     chunked(out, view, max_chunk)
                 }
@@ -143,21 +164,20 @@ fn integer(out: &mut Vec<u8>, value: usize) {
 }
 
 fn tensor(out: &mut Vec<u8>, view: &TensorView<'_>) {
-    let mut payload = Vec::new();
-    payload.push(0x93);
-    container(&mut payload, view.shape().rank(), 0x90, 0xdc);
+    let mut head = Vec::from([0x93]);
+    container(&mut head, view.shape().rank(), 0x90, 0xdc);
     for &dim in view.shape().iter() {
-        integer(&mut payload, dim);
+        integer(&mut head, dim);
     }
-    text(&mut payload, view.scalar().name());
-    sized(&mut payload, view.bytes().len(), 0xc4);
-    payload.extend(view.bytes());
-    match payload.len() {
+    text(&mut head, view.scalar().name());
+    sized(&mut head, view.bytes().len(), 0xc4);
+    match head.len() + view.bytes().len() {
         count @ (1 | 2 | 4 | 8 | 16) => out.push(0xd4 + count.trailing_zeros() as u8),
         count => sized(out, count, 0xc7),
     }
     out.push(1);
-    out.extend(payload);
+    out.extend(head);
+    out.extend(view.bytes());
 }
 
 fn chunked(out: &mut Vec<u8>, view: &TensorView<'_>, max_chunk: usize) {
@@ -193,31 +213,43 @@ fn number(name: &mut String, value: usize) {
     let _ = write!(name, "{value}");
 }
 
-/// A safetensors file of these arrays, in this order, their data aligned to 8 bytes.
+/// A safetensors file of these arrays: those of larger element types first, otherwise in this order, so that each one is aligned
+/// for its type wherever the file itself is aligned to 8 bytes.
 ///
 /// # Errors
 ///
-/// [`Problem::Duplicate`] if a name stands twice, [`Problem::Name`] if one would need an escape.
+/// [`Problem::Duplicate`] if a name stands twice; [`Problem::Name`] if one would need an escape, or is `__metadata__`.
 pub fn write_safetensors(entries: &[(&str, TensorView<'_>)]) -> Result<Vec<u8>> {
-    let mut header = String::from("{");
-    let mut end = 0usize;
-    for (index, (name, view)) in entries.iter().enumerate() {
-        if entries[..index].iter().any(|(other, _)| other == name) {
-            return Err(Error::new(0, Problem::Duplicate));
-        }
-        if name
-            .bytes()
-            .any(|byte| byte == b'"' || byte == b'\\' || byte < b' ')
-        {
+    let mut names = BTreeSet::new();
+    for (name, _) in entries {
+        let escape = |byte| byte == b'"' || byte == b'\\' || byte < b' ';
+        if *name == METADATA || name.bytes().any(escape) {
             return Err(Error::new(0, Problem::Name));
         }
-        let dtype = DTYPES
-            .iter()
-            .find(|(_, scalar)| *scalar == view.scalar())
-            .map_or("", |(dtype, _)| dtype);
+        if !names.insert(*name) {
+            return Err(Error::new(0, Problem::Duplicate));
+        }
+    }
+    let mut sorted = Vec::from(entries);
+    sorted.sort_by_key(|(_, view)| Reverse(view.scalar().size()));
+    let mut header = json_header(&sorted);
+    while !header.len().is_multiple_of(8) {
+        header.push(' ');
+    }
+    let mut out = Vec::from((header.len() as u64).to_le_bytes());
+    out.extend(header.as_bytes());
+    for (_, view) in sorted {
+        out.extend(view.bytes());
+    }
+    Ok(out)
+}
+
+fn json_header(entries: &[(&str, TensorView<'_>)]) -> String {
+    let (mut header, mut begin) = (String::from("{"), 0usize);
+    for (index, (name, view)) in entries.iter().enumerate() {
         let comma = if index == 0 { "" } else { "," };
-        let begin = end;
-        end += view.bytes().len();
+        let dtype = dtype_name(view.scalar());
+        let end = begin + view.bytes().len();
         // Writing to a `String` cannot fail.
         let _ = write!(
             header,
@@ -228,15 +260,8 @@ pub fn write_safetensors(entries: &[(&str, TensorView<'_>)]) -> Result<Vec<u8>> 
             let _ = write!(header, "{comma}{dim}");
         }
         let _ = write!(header, "],\"data_offsets\":[{begin},{end}]}}");
+        begin = end;
     }
     header.push('}');
-    while header.len() % 8 != 0 {
-        header.push(' ');
-    }
-    let mut out = Vec::from((header.len() as u64).to_le_bytes());
-    out.extend(header.as_bytes());
-    for (_, view) in entries {
-        out.extend(view.bytes());
-    }
-    Ok(out)
+    header
 }
