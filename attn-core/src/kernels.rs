@@ -110,8 +110,8 @@ pub trait Kernels<T: Element>: Backend {
         scratch: &mut <Self::Storage as Storage>::Buf<T::Acc>,
     ) -> Result<(), Self::Error>;
 
-    /// Layer norm over the last axis, in place: `flax.linen.LayerNorm(use_bias=False)` with its fast variance, statistics in
-    /// `T::Acc`. `x` is `[..., depth]`, `scale` `[depth]`.
+    /// Layer norm over the last axis, in place (`flax.linen.LayerNorm(use_bias=False)`), statistics in `T::Acc` or wider. Flax's
+    /// fast variance loses digits; a backend may be more exact. `x` is `[..., depth]`, `scale` `[depth]`.
     ///
     /// # Errors
     ///
