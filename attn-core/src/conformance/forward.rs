@@ -3,7 +3,7 @@
 use super::arrays::{Inputs, Placed};
 use super::cases::Case;
 use super::data::Numbers;
-use super::plain::{self, Order};
+use super::plain;
 use super::properties::OnHost;
 use super::rows::{Head, Rows};
 use super::verdict::{Comparison, Failure, Place};
@@ -157,13 +157,13 @@ impl<'a> Exam<'a> {
         let out = Head::new(&computed.out.layout, batch, head);
         for (column, values) in columns {
             let exact = oracle::dot(truth.iter().copied(), values.iter().copied()).value();
-            let sums = [0, 1, 2].map(|i| plain::dot::<T>(Order::ALL[i], &plainly[i], values));
+            let sum = plain::dot::<T>(&plainly, values);
             let got = computed.out.buffer[out.at(place.row, *column)].to_f64();
             let place = Place {
                 column: *column,
                 ..place
             };
-            self.outputs.push(place, got, exact, sums);
+            self.outputs.push(place, got, exact, sum);
         }
         let Some(weights) = &computed.weights else {
             return;
@@ -173,8 +173,7 @@ impl<'a> Exam<'a> {
             let rank = weights.layout.shape().rank();
             let got = weights.buffer[weights.layout.base(rank, first + column)].to_f64();
             let place = Place { column, ..place };
-            self.weights
-                .push(place, got, truth, [0, 1, 2].map(|i| plainly[i][column]));
+            self.weights.push(place, got, truth, plainly[column]);
         }
     }
 }
@@ -201,18 +200,16 @@ impl Row<'_> {
         row.weights()
     }
 
-    /// The weights of plain arithmetic, in every order of its sums.
-    fn plainly<T: Element>(&self, case: &Case, maths: &Maths) -> [Vec<f64>; 3] {
+    /// The weights of plain arithmetic.
+    fn plainly<T: Element>(&self, case: &Case, maths: &Maths) -> Vec<f64> {
         let scaled = plain::scaled::<T>(&self.query, case.scale, maths);
-        Order::ALL.map(|order| {
-            plain::weights::<T>(
-                order,
-                &plain::products::<T>(order, &scaled, self.keys),
-                self.bias.as_deref(),
-                &self.seen,
-                case.fully_masked,
-                maths,
-            )
-        })
+        let products = plain::products::<T>(&scaled, self.keys);
+        plain::weights::<T>(
+            &products,
+            self.bias.as_deref(),
+            &self.seen,
+            case.fully_masked,
+            maths,
+        )
     }
 }

@@ -12,8 +12,8 @@
 //! fails if the environment variable `ATTN_REQUIRE` names the backend or says `all`.
 //!
 //! **The tolerance.** An output may be off by twice the error that plain arithmetic in the same dtype makes on the same
-//! case (Flax's own order of operations, every step rounded, the worst of three orders of its sums, which no definition
-//! fixes), and always by half a unit in the last place of the largest output: a result rounded correctly from an exact
+//! case (Flax's own order of operations, every step rounded, sums from the first term to the last),
+//! and always by half a unit in the last place of the largest output: a result rounded correctly from an exact
 //! one can be off by that. Both errors are the largest of a case, over rows and columns at the edges and anywhere.
 
 mod arrays;

@@ -12,41 +12,16 @@ pub(super) fn round<T: Element>(value: f64) -> f64 {
     T::from_f64(value).to_f64()
 }
 
-/// The order of a sum, which no definition fixes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Order {
-    /// From the first term to the last.
-    Forward,
-    /// From the last term to the first.
-    Backward,
-    /// The even terms, the odd terms, then both.
-    Alternate,
-}
-
-impl Order {
-    pub(super) const ALL: [Self; 3] = [Self::Forward, Self::Backward, Self::Alternate];
-}
-
-/// A sum in the accumulator's type.
-pub(super) fn accumulate<T: Element>(
-    order: Order,
-    terms: impl DoubleEndedIterator<Item = f64> + Clone,
-) -> f64 {
-    let add = |sum, term| round::<T::Acc>(sum + round::<T::Acc>(term));
-    match order {
-        Order::Forward => terms.fold(0.0, add),
-        Order::Backward => terms.rev().fold(0.0, add),
-        Order::Alternate => {
-            let even = terms.clone().step_by(2).fold(0.0, add);
-            let odd = terms.skip(1).step_by(2).fold(0.0, add);
-            round::<T::Acc>(even + odd)
-        }
-    }
+/// A sum in the accumulator's type, from the first term to the last.
+pub(super) fn accumulate<T: Element>(terms: impl Iterator<Item = f64>) -> f64 {
+    terms.fold(0.0, |sum, term| {
+        round::<T::Acc>(sum + round::<T::Acc>(term))
+    })
 }
 
 /// `Σ a · b` accumulated, then rounded to `T`.
-pub(super) fn dot<T: Element>(order: Order, a: &[f64], b: &[f64]) -> f64 {
-    round::<T>(accumulate::<T>(order, a.iter().zip(b).map(|(a, b)| a * b)))
+pub(super) fn dot<T: Element>(a: &[f64], b: &[f64]) -> f64 {
+    round::<T>(accumulate::<T>(a.iter().zip(b).map(|(a, b)| a * b)))
 }
 
 /// The query as it meets the keys. Flax divides it by a root that is rounded to `T`; a factor of the caller's is rounded likewise.
@@ -62,15 +37,12 @@ pub(super) fn scaled<T: Element>(query: &[f64], scale: Scale, maths: &Maths) -> 
 }
 
 /// The products of a scaled query and every key.
-pub(super) fn products<T: Element>(order: Order, scaled: &[f64], keys: &[Vec<f64>]) -> Vec<f64> {
-    keys.iter()
-        .map(|key| dot::<T>(order, scaled, key))
-        .collect()
+pub(super) fn products<T: Element>(scaled: &[f64], keys: &[Vec<f64>]) -> Vec<f64> {
+    keys.iter().map(|key| dot::<T>(scaled, key)).collect()
 }
 
 /// The weights of one query as Flax computes them in `T`; `products` are those of the [`scaled`] query and the keys.
 pub(super) fn weights<T: Element>(
-    order: Order,
     products: &[f64],
     bias: Option<&[f64]>,
     seen: &[bool],
@@ -95,7 +67,7 @@ pub(super) fn weights<T: Element>(
         .iter()
         .map(|score| round::<T>((maths.exp)(round::<T>(score - largest))))
         .collect();
-    let total = round::<T>(accumulate::<T>(order, exponentials.iter().copied()));
+    let total = round::<T>(accumulate::<T>(exponentials.iter().copied()));
     exponentials.iter().map(|e| round::<T>(e / total)).collect()
 }
 
@@ -110,7 +82,6 @@ fn lowest<T: Element>() -> f64 {
 
 /// Layer norm of one row as Flax computes it: the fast variance, in the accumulator's type.
 pub(super) fn normalize<T: Element>(
-    order: Order,
     row: &[f64],
     scale: &[f64],
     epsilon: f64,
@@ -118,8 +89,8 @@ pub(super) fn normalize<T: Element>(
 ) -> Vec<f64> {
     let acc = round::<T::Acc>;
     let count = row.len() as f64;
-    let mean = acc(accumulate::<T>(order, row.iter().copied()) / count);
-    let square = acc(accumulate::<T>(order, row.iter().map(|x| acc(x * x))) / count);
+    let mean = acc(accumulate::<T>(row.iter().copied()) / count);
+    let square = acc(accumulate::<T>(row.iter().map(|x| acc(x * x))) / count);
     let variance = acc(square - acc(mean * mean)).max(0.0);
     let factor = acc(1.0 / acc((maths.sqrt)(acc(variance + epsilon))));
     row.iter()

@@ -1,7 +1,7 @@
 //! A backend of plain loops: slow, complete, for tests.
 
 use super::Maths;
-use super::plain::{self, Order, accumulate, round};
+use super::plain::{self, accumulate, round};
 use super::rows::{Head, Rows};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -63,7 +63,7 @@ impl<T: Element> Kernels<T> for Reference {
                 });
                 let at = |bias: HostView<'_, T>| bias.buf()[bias.layout().at(&[column])].to_f64();
                 let bias = call.bias.map_or(0.0, at);
-                let sum = round::<T::Acc>(accumulate::<T>(Order::Forward, terms) + bias);
+                let sum = round::<T::Acc>(accumulate::<T>(terms) + bias);
                 out.buf_mut()[output + column * to.strides()[axes]] = T::from_f64(sum);
             }
         }
@@ -98,8 +98,7 @@ impl<T: Element> Kernels<T> for Reference {
             let start = layout.base(rows.len(), row);
             let at = |i: usize| start + i * layout.strides()[rows.len()];
             let values: Vec<f64> = (0..depth).map(|i| x.buf_mut()[at(i)].to_f64()).collect();
-            let normal =
-                plain::normalize::<T>(Order::Forward, &values, &scale, epsilon, &self.maths);
+            let normal = plain::normalize::<T>(&values, &scale, epsilon, &self.maths);
             for (i, value) in normal.into_iter().enumerate() {
                 x.buf_mut()[at(i)] = T::from_f64(value);
             }
@@ -164,8 +163,7 @@ impl Reference {
                 &self.maths,
             );
             let weights = plain::weights::<T>(
-                Order::Forward,
-                &plain::products::<T>(Order::Forward, &scaled, &keys),
+                &plain::products::<T>(&scaled, &keys),
                 rows.bias(matrix, query).as_deref(),
                 &rows.seen(matrix, query),
                 call.visible.fully_masked,
@@ -173,7 +171,7 @@ impl Reference {
             );
             for column in 0..shape.value_depth {
                 let values = v.column(value.buf(), column);
-                let sum = plain::dot::<T>(Order::Forward, &weights, &values);
+                let sum = plain::dot::<T>(&weights, &values);
                 out.buf_mut()[o.at(query, column)] = T::from_f64(sum);
             }
             if let Some(asked) = &mut asked {
