@@ -22,9 +22,6 @@ const FENCED: &[(&str, &str)] = &[
     ("attn-layers/tests/io.rs", "an allocator that counts"),
     ("attn-macros/tests/ui/fail_dispatch.rs", "must not compile"),
     ("attn-kernels-cpu/src/project.rs", "calls into shared.rs"),
-    ("attn-layers/tests/io.rs", "an allocator that counts"),
-    ("attn-macros/tests/ui/fail_dispatch.rs", "must not compile"),
-    ("attn-macros/tests/ui/fail_dispatch.rs", "must not compile"),
     ("no-std-check/src/memory.rs", "memory functions of C"),
     ("no-std-check/src/system.rs", "entry without start files"),
 ];
