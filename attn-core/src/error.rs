@@ -167,6 +167,21 @@ pub enum Error {
     DeterministicGivenTwice,
     /// Dropout is active and there is no key (Flax: `InvalidRngError`).
     DropoutRngMissing,
+    /// A dropout rate that is not a probability. Flax takes it for one all the same.
+    DropoutRate {
+        /// The rate.
+        got: f64,
+    },
+    /// A random key that is not two words: that of another generator than `threefry2x32`.
+    KeyWords {
+        /// Words it has.
+        got: usize,
+    },
+    /// A random array that is longer than its counters reach.
+    RandomLength {
+        /// Its elements.
+        got: u64,
+    },
     /// A parameter of another shape (Flax: `ScopeParamShapeError`).
     ParamShape {
         /// The submodule: `query`, `key`, `value`, `query_ln`, `key_ln`, `out`.
@@ -295,6 +310,16 @@ impl fmt::Display for Error {
                 "`deterministic` was given to the constructor and to the call, and `dropout_rate` is above 0; give it to one of them",
             ),
             Self::DropoutRngMissing => f.write_str("dropout needs a random key; pass `dropout_rng`, or set `deterministic`"),
+            Self::DropoutRate { got } => {
+                write!(f, "`dropout_rate` is {got}; it must lie between 0 and 1. Give the probability that a weight is dropped")
+            }
+            Self::KeyWords { got } => {
+                write!(f, "a random key has {got} words; 2 are needed. Make it with the generator threefry2x32, JAX's default")
+            }
+            Self::RandomLength { got } => write!(
+                f,
+                "a random array of {got} elements needs more counters than there are. Draw less, or use one counter for each element"
+            ),
             Self::ParamShape { scope, name, got, wanted } => write!(
                 f,
                 "parameter `{scope}/{name}` is {got}; the layer's fields and inputs need {wanted}. Check num_heads, qkv_features and out_features"

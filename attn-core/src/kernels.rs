@@ -1,5 +1,6 @@
 //! What a backend computes. A layer is generic over these traits and is told which backend by a value.
 
+use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::layout::Dims;
@@ -138,6 +139,45 @@ pub trait Kernels<T: Element>: Backend {
         &self,
         call: Attention<'_, Self::Storage, T>,
         out: ViewMut<'_, Self::Storage, T>,
+        scratch: &mut <Self::Storage as Storage>::Buf<T::Acc>,
+    ) -> Result<(), Self::Error>;
+
+    /// Scratch of [`Kernels::project_backward`] for this many rows, features and outputs.
+    fn project_backward_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize;
+
+    /// The gradients of a dense layer, accumulated in `T::Acc`, rounded once. The same bits for every number of threads.
+    ///
+    /// # Errors
+    ///
+    /// What [`ProjectionBackward::sizes`] finds, [`Error::Strides`], [`Error::Scratch`], and the backend's own.
+    fn project_backward(
+        &self,
+        call: ProjectionBackward<'_, Self::Storage, T>,
+        scratch: &mut <Self::Storage as Storage>::Buf<T::Acc>,
+    ) -> Result<(), Self::Error>;
+
+    /// The gradients of a layer norm, from the exact variance.
+    ///
+    /// # Errors
+    ///
+    /// What [`NormalizeBackward::sizes`] finds, [`Error::Strides`], and the backend's own.
+    fn normalize_backward(
+        &self,
+        call: NormalizeBackward<'_, Self::Storage, T>,
+    ) -> Result<(), Self::Error>;
+
+    /// Scratch of [`Kernels::attend_backward`] for these sizes.
+    fn attend_backward_scratch(&self, shape: &AttentionShape) -> usize;
+
+    /// The gradients of attention in one pass with memory linear in the length: weights are made again tile by tile from
+    /// the statistics, dropout's bits from their counters. The same bits for every number of threads.
+    ///
+    /// # Errors
+    ///
+    /// What [`AttentionBackward::shape`] and [`Attention::check_supported`] find, [`Error::Scratch`], and the backend's own.
+    fn attend_backward(
+        &self,
+        call: AttentionBackward<'_, Self::Storage, T>,
         scratch: &mut <Self::Storage as Storage>::Buf<T::Acc>,
     ) -> Result<(), Self::Error>;
 }

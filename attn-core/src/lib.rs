@@ -10,7 +10,8 @@
 //! | [`layout`] | shapes and strides of fixed capacity |
 //! | [`view`] | a borrowed buffer with a layout; storages that hold buffers |
 //! | [`mask`] | which keys a query sees, with polarity and alignment in the type |
-//! | [`request`] | one attention call as a value |
+//! | [`random`], [`dropout`] | JAX's keys and bits; which weights are dropped |
+//! | [`request`], [`backward`] | one attention call as a value; one call for its gradients |
 //! | [`kernels`] | what a backend computes |
 //! | [`error`] | one error type: argument, got, wanted, what to do |
 //!
@@ -36,16 +37,21 @@
 #[cfg(feature = "conformance")]
 extern crate alloc;
 
+pub mod backward;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod dropout;
 pub mod dtype;
 pub mod error;
 pub mod kernels;
 pub mod layout;
 pub mod mask;
+pub mod random;
 pub mod request;
 pub mod view;
 
+pub use backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
+pub use dropout::Dropout;
 pub use dtype::{DType, Element, Scalar, ScalarType};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};

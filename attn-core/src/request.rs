@@ -5,6 +5,7 @@
 //! [`Attention::check_supported`] turns the first other one into a typed error, so a part that is added later can
 //! never be left out silently by an older backend.
 
+use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Disagreement, Error, Result};
 use crate::layout::Dims;
@@ -98,13 +99,20 @@ pub enum KeyValue<'a, S: Storage, T: Element> {
 #[non_exhaustive]
 pub struct Outputs<'a, S: Storage, T: Element> {
     /// The weights after softmax, `[batch..., heads, query_length, key_length]`, unrounded. Asking for them is the only way to ever
-    /// hold an array of that size.
+    /// hold an array of that size. They are those before dropout.
     pub weights: Option<ViewMut<'a, S, T::Acc>>,
+    /// What softmax leaves of a row, `[batch..., heads, query_length, 2]`: the largest score `m` and the sum `l` of `e^(score - m)`, so that
+    /// `m + ln(l)` is the logarithm of the sum of exponentials. The backward pass needs them. (Two numbers, since a fully masked row's
+    /// `m` is Flax's fill value, beside which `ln(l)` would vanish.)
+    pub statistics: Option<ViewMut<'a, S, T::Acc>>,
 }
 
 impl<S: Storage, T: Element> Default for Outputs<'_, S, T> {
     fn default() -> Self {
-        Self { weights: None }
+        Self {
+            weights: None,
+            statistics: None,
+        }
     }
 }
 
@@ -120,6 +128,8 @@ pub struct Attention<'a, S: Storage, T: Element> {
     pub scores: Scores<'a, S, T>,
     /// Which keys a query sees.
     pub visible: Visible<'a, S>,
+    /// Which weights are dropped after softmax.
+    pub dropout: Option<Dropout>,
     /// What is asked for beside the output.
     pub outputs: Outputs<'a, S, T>,
 }
@@ -133,6 +143,7 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
             source: KeyValue::Dense { key, value },
             scores: Scores::default(),
             visible: Visible::default(),
+            dropout: None,
             outputs: Outputs::default(),
         }
     }
@@ -172,6 +183,20 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
         self
     }
 
+    /// With dropout.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: Option<Dropout>) -> Self {
+        self.dropout = dropout;
+        self
+    }
+
+    /// Asks for the statistics of the rows.
+    #[must_use]
+    pub fn with_statistics(mut self, statistics: Option<ViewMut<'a, S, T::Acc>>) -> Self {
+        self.outputs.statistics = statistics;
+        self
+    }
+
     /// Asks for the weights.
     #[must_use]
     pub fn with_weights(mut self, weights: Option<ViewMut<'a, S, T::Acc>>) -> Self {
@@ -184,7 +209,7 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
     /// # Errors
     ///
     /// [`Error::Rank`], [`Error::Mismatch`] (in Flax's order: rank, batch dims, heads, lengths, depths), [`Error::Broadcast`] for bias and
-    /// mask, [`Error::Shape`] for the weights.
+    /// mask, [`Error::Shape`] for the weights and the statistics, [`Error::RandomLength`] for dropout.
     pub fn shape(&self) -> Result<AttentionShape> {
         let KeyValue::Dense { key, value } = &self.source;
         let shape = AttentionShape::of(self.query.shape(), key.shape(), value.shape())?;
@@ -203,6 +228,19 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
                 got: *out.shape(),
                 wanted: weights,
             });
+        }
+        if let Some(out) = &self.outputs.statistics {
+            let wanted = shape.statistics(self.query.shape())?;
+            if *out.shape() != wanted {
+                return Err(Error::Shape {
+                    argument: "statistics",
+                    got: *out.shape(),
+                    wanted,
+                });
+            }
+        }
+        if let Some(dropout) = &self.dropout {
+            dropout.bits(&shape)?;
         }
         Ok(shape)
     }
@@ -224,6 +262,8 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
             Features::ZERO_ROWS,
             self.visible.fully_masked == FullyMasked::Zero,
         );
+        used = used.with(Features::DROPOUT, self.dropout.is_some());
+        used = used.with(Features::STATISTICS, self.outputs.statistics.is_some());
         used.with(Features::WEIGHTS, self.outputs.weights.is_some())
     }
 
@@ -264,7 +304,12 @@ impl Features {
     /// The weights as an output.
     pub const WEIGHTS: Self = Self(1 << 6);
 
-    const NAMES: [(Self, &'static str); 7] = [
+    /// Dropout of weights.
+    pub const DROPOUT: Self = Self(1 << 7);
+    /// The statistics of the rows as an output.
+    pub const STATISTICS: Self = Self(1 << 8);
+
+    const NAMES: [(Self, &'static str); 9] = [
         (Self::DENSE, "dense keys and values"),
         (Self::BIAS, "an additive bias"),
         (Self::SCALE, "a custom scale"),
@@ -272,6 +317,8 @@ impl Features {
         (Self::MASK, "a mask tensor"),
         (Self::ZERO_ROWS, "zero for fully masked rows"),
         (Self::WEIGHTS, "attention weights as an output"),
+        (Self::DROPOUT, "dropout"),
+        (Self::STATISTICS, "row statistics as an output"),
     ];
 
     /// Both sets.
@@ -383,6 +430,16 @@ impl AttentionShape {
             });
         };
         Dims::new(&query[..axes])?.concat(&[self.num_heads, self.query_length, self.key_length])
+    }
+
+    /// The shape of the row statistics, `[batch..., heads, query_length, 2]`, for a query of this shape.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rank`] if `query` has fewer than three axes.
+    pub fn statistics(&self, query: &Dims) -> Result<Dims> {
+        let weights = self.weights(query)?;
+        Dims::new(&weights[..weights.rank() - 1])?.push(2)
     }
 
     /// The shape of the output, `[batch..., query_length, heads, value_depth]`, for a query of this shape.

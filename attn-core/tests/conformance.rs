@@ -3,8 +3,9 @@
 
 use attn_core::conformance::{Group, Maths, Reference, run};
 use attn_core::{
-    Attention, AttentionShape, Backend, Causal, Dims, Element, Error, FullyMasked, Host, HostView,
-    HostViewMut, Kernels, KeyValue, Layout, Mask, Projection, RowOrder, Scale, bf16, f16,
+    Attention, AttentionBackward, AttentionShape, Backend, Causal, Dims, Element, Error,
+    FullyMasked, Host, HostView, HostViewMut, Kernels, KeyValue, Layout, Mask, NormalizeBackward,
+    Projection, ProjectionBackward, RowOrder, Scale, bf16, f16,
 };
 
 const MATHS: Maths = Maths {
@@ -135,6 +136,34 @@ impl<T: Element> Kernels<T> for Faulty {
             _ => {}
         }
         Ok(())
+    }
+
+    fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
+        0
+    }
+
+    fn project_backward(
+        &self,
+        call: ProjectionBackward<'_, Host, T>,
+        scratch: &mut [T::Acc],
+    ) -> Result<(), Error> {
+        REFERENCE.project_backward(call, scratch)
+    }
+
+    fn normalize_backward(&self, call: NormalizeBackward<'_, Host, T>) -> Result<(), Error> {
+        REFERENCE.normalize_backward(call)
+    }
+
+    fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
+        0
+    }
+
+    fn attend_backward(
+        &self,
+        call: AttentionBackward<'_, Host, T>,
+        scratch: &mut [T::Acc],
+    ) -> Result<(), Error> {
+        REFERENCE.attend_backward(call, scratch)
     }
 }
 

@@ -6,8 +6,8 @@ use crate::simd::Level;
 use crate::threads::{Jobs, Threads};
 use crate::{attend, normalize, project};
 use attn_core::{
-    Attention, AttentionShape, Backend, Error, Host, HostView, HostViewMut, Kernels, Projection,
-    Result,
+    Attention, AttentionBackward, AttentionShape, Backend, Error, Host, HostView, HostViewMut,
+    Kernels, NormalizeBackward, Projection, ProjectionBackward, Result,
 };
 
 /// A CPU with a chosen instruction set and threads.
@@ -133,6 +133,15 @@ impl Backend for Cpu {
     }
 }
 
+/// What is said until there are gradients.
+fn no_gradients() -> Error {
+    Error::Unsupported {
+        backend: "attn-kernels-cpu",
+        feature: "gradients",
+        instead: "Use a backend that has them",
+    }
+}
+
 macro_rules! impl_kernels {
     ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {$(
         impl Kernels<$type> for Cpu {
@@ -164,6 +173,26 @@ macro_rules! impl_kernels {
                 scratch: &mut [$acc],
             ) -> Result<()> {
                 attend::attend(self, call, out, scratch)
+            }
+
+            fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
+                0
+            }
+
+            fn project_backward(&self, _: ProjectionBackward<'_, Host, $type>, _: &mut [$acc]) -> Result<()> {
+                Err(no_gradients())
+            }
+
+            fn normalize_backward(&self, _: NormalizeBackward<'_, Host, $type>) -> Result<()> {
+                Err(no_gradients())
+            }
+
+            fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
+                0
+            }
+
+            fn attend_backward(&self, _: AttentionBackward<'_, Host, $type>, _: &mut [$acc]) -> Result<()> {
+                Err(no_gradients())
             }
         }
     )+};

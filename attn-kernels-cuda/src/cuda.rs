@@ -3,7 +3,10 @@
 use crate::device::{Device, DeviceBuffer};
 use crate::driver;
 use crate::error::CudaError;
-use attn_core::{Attention, AttentionShape, Backend, Kernels, Projection, View, ViewMut};
+use attn_core::{
+    Attention, AttentionBackward, AttentionShape, Backend, Kernels, NormalizeBackward, Projection,
+    ProjectionBackward, View, ViewMut,
+};
 use core::convert::Infallible;
 
 /// A CUDA device that computes. This version has no way to make one.
@@ -83,6 +86,34 @@ macro_rules! impl_kernels {
                 &self,
                 _call: Attention<'_, Device, $type>,
                 _out: ViewMut<'_, Device, $type>,
+                _scratch: &mut DeviceBuffer<$acc>,
+            ) -> Result<(), CudaError> {
+                match self.never {}
+            }
+
+            fn project_backward_scratch(&self, _rows: usize, _features: usize, _outputs: usize) -> usize {
+                match self.never {}
+            }
+
+            fn project_backward(
+                &self,
+                _call: ProjectionBackward<'_, Device, $type>,
+                _scratch: &mut DeviceBuffer<$acc>,
+            ) -> Result<(), CudaError> {
+                match self.never {}
+            }
+
+            fn normalize_backward(&self, _call: NormalizeBackward<'_, Device, $type>) -> Result<(), CudaError> {
+                match self.never {}
+            }
+
+            fn attend_backward_scratch(&self, _shape: &AttentionShape) -> usize {
+                match self.never {}
+            }
+
+            fn attend_backward(
+                &self,
+                _call: AttentionBackward<'_, Device, $type>,
                 _scratch: &mut DeviceBuffer<$acc>,
             ) -> Result<(), CudaError> {
                 match self.never {}

@@ -3,6 +3,7 @@
 use super::Maths;
 use super::plain::{self, accumulate, round};
 use super::rows::{Head, Rows};
+use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::kernels::{Backend, Kernels, Projection};
@@ -132,6 +133,35 @@ impl<T: Element> Kernels<T> for Reference {
             self.attend_matrix(&call, &shape, matrix, out.reborrow(), asked)?;
         }
         Ok(())
+    }
+
+    fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
+        0
+    }
+
+    fn project_backward(&self, _: ProjectionBackward<'_, Host, T>, _: &mut [T::Acc]) -> Result<()> {
+        Err(no_gradients())
+    }
+
+    fn normalize_backward(&self, _: NormalizeBackward<'_, Host, T>) -> Result<()> {
+        Err(no_gradients())
+    }
+
+    fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
+        0
+    }
+
+    fn attend_backward(&self, _: AttentionBackward<'_, Host, T>, _: &mut [T::Acc]) -> Result<()> {
+        Err(no_gradients())
+    }
+}
+
+/// What is said until there are gradients.
+fn no_gradients() -> Error {
+    Error::Unsupported {
+        backend: "reference",
+        feature: "gradients",
+        instead: "Use a backend that has them",
     }
 }
 
