@@ -167,6 +167,8 @@ pub enum Error {
     DeterministicGivenTwice,
     /// Dropout is active and there is no key (Flax: `InvalidRngError`).
     DropoutRngMissing,
+    /// A parameter is to be drawn and there is no key for it (Flax: `InvalidRngError`).
+    ParamsRngMissing,
     /// A dropout rate that is not a probability. Flax takes it for one all the same.
     DropoutRate {
         /// The rate.
@@ -310,6 +312,7 @@ impl fmt::Display for Error {
                 "`deterministic` was given to the constructor and to the call, and `dropout_rate` is above 0; give it to one of them",
             ),
             Self::DropoutRngMissing => f.write_str("dropout needs a random key; pass `dropout_rng`, or set `deterministic`"),
+            Self::ParamsRngMissing => f.write_str("parameters are drawn from a random key and there is none; set `params` of the streams"),
             Self::DropoutRate { got } => {
                 write!(f, "`dropout_rate` is {got}; it must lie between 0 and 1. Give the probability that a weight is dropped")
             }

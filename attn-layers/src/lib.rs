@@ -15,6 +15,7 @@ mod inputs;
 pub mod io;
 mod params;
 mod plan;
+pub mod random;
 mod scratch;
 pub mod tensor;
 mod typed;
