@@ -195,6 +195,24 @@ impl Bits {
         self.length
     }
 
+    /// The key that they are drawn with.
+    #[must_use]
+    pub const fn key(&self) -> Key {
+        self.key
+    }
+
+    /// What each element is drawn from.
+    #[must_use]
+    pub const fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Bits of an element.
+    #[must_use]
+    pub const fn width(&self) -> u32 {
+        self.width
+    }
+
     /// The bits of element `index`, in the low bits (`jax.random.bits`).
     ///
     /// ```

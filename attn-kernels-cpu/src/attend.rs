@@ -1,23 +1,29 @@
 //! An attention call: checks, jobs, threads.
 
 use crate::cpu::Cpu;
+use crate::dropout::Dropped;
 use crate::element::Stored;
-use crate::flash::{Call, Heads, Job, QUERIES, Tiles};
+use crate::flash::{Call, Tiles};
+use crate::heads::Heads;
+use crate::scores::{Job, QUERIES, Scoring};
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
 use crate::threads::Jobs;
 use crate::visibility::Visibility;
 use attn_core::{
-    Attention, AttentionShape, Error, Host, HostViewMut, KeyValue, Result, request::Features,
+    Attention, AttentionShape, Error, Host, HostViewMut, KeyValue, Layout, Outputs, Result,
+    request::Features,
 };
 
-const SUPPORTED: Features = Features::DENSE
+pub(crate) const SUPPORTED: Features = Features::DENSE
     .union(Features::BIAS)
     .union(Features::SCALE)
     .union(Features::CAUSAL)
     .union(Features::MASK)
     .union(Features::ZERO_ROWS)
-    .union(Features::WEIGHTS);
+    .union(Features::WEIGHTS)
+    .union(Features::DROPOUT)
+    .union(Features::STATISTICS);
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
     Tiles::<T::Acc>::size(shape).saturating_mul(cpu.threads())
@@ -30,44 +36,25 @@ pub(crate) fn attend<T: Stored>(
     scratch: &mut [T::Acc],
 ) -> Result<()> {
     let shape = check(cpu, &request, &out, scratch.len())?;
-    let weights_shape = shape.weights(request.query.shape())?;
-    let Attention {
-        query,
-        source: KeyValue::Dense { key, value },
-        scores,
-        visible,
-        mut outputs,
-        ..
-    } = request
-    else {
-        return Err(Error::Unsupported {
-            backend: "attn-kernels-cpu",
-            feature: "this source of keys and values",
-            instead: "Pass dense keys and values",
-        });
-    };
-    let bias = scores
-        .bias
-        .map(|bias| bias.broadcast_to("bias", &weights_shape))
+    let dropout = request
+        .dropout
+        .map(|dropout| Dropped::new(&dropout, &shape))
         .transpose()?;
-    let scale = scores.scale.factor(shape.depth, libm::sqrt);
+    let (scoring, value) = scoring(&request, &shape)?;
+    let Outputs {
+        mut weights,
+        mut statistics,
+        ..
+    } = request.outputs;
     let out_layout = *out.layout();
-    let weights = outputs.weights.as_mut().map(|weights| {
-        let layout = *weights.layout();
-        (Shared::new(weights), layout)
-    });
     let call = Call {
-        shape,
-        query: Heads::new(&query),
-        key: Heads::new(&key),
-        value: Heads::new(&value),
-        scale: <T::Acc as attn_core::Element>::from_f64(scale),
-        bias,
-        visible: Visibility::new(&visible, &shape, &weights_shape)?,
-        fully_masked: visible.fully_masked,
+        scoring,
+        value,
+        dropout,
         out: Shared::new(&mut out),
         out_layout,
-        weights,
+        weights: weights.as_mut().map(shared),
+        statistics: statistics.as_mut().map(shared),
     };
     let tiles = shape.query_length.div_ceil(QUERIES);
     let jobs = shape.batch * shape.num_heads * tiles;
@@ -84,6 +71,43 @@ pub(crate) fn attend<T: Stored>(
         },
     );
     Ok(())
+}
+
+/// What the forward and the backward pass share of a request: how scores are made, and the values.
+pub(crate) fn scoring<'a, T: Stored>(
+    request: &Attention<'a, Host, T>,
+    shape: &AttentionShape,
+) -> Result<(Scoring<'a, T>, Heads<'a, T>)> {
+    let KeyValue::Dense { key, value } = &request.source else {
+        return Err(Error::Unsupported {
+            backend: "attn-kernels-cpu",
+            feature: "this source of keys and values",
+            instead: "Pass dense keys and values",
+        });
+    };
+    let weights = shape.weights(request.query.shape())?;
+    let bias = request.scores.bias;
+    let scale = request.scores.scale.factor(shape.depth, libm::sqrt);
+    let scoring = Scoring {
+        shape: *shape,
+        query: Heads::new(&request.query),
+        key: Heads::new(key),
+        scale: <T::Acc as attn_core::Element>::from_f64(scale),
+        bias: bias
+            .map(|bias| bias.broadcast_to("bias", &weights))
+            .transpose()?,
+        visible: Visibility::new(&request.visible, shape, &weights)?,
+        fully_masked: request.visible.fully_masked,
+    };
+    Ok((scoring, Heads::new(value)))
+}
+
+/// An output for several threads, and where its elements lie.
+pub(crate) fn shared<'v, T: attn_core::Scalar>(
+    view: &'v mut HostViewMut<'_, T>,
+) -> (Shared<'v, T>, Layout) {
+    let layout = *view.layout();
+    (Shared::new(view), layout)
 }
 
 fn check<T: Stored>(
@@ -128,7 +152,7 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let shape = &self.call.shape;
+        let shape = &self.call.scoring.shape;
         let mut tiles = Tiles::cut(self.scratch, shape);
         let per_head = shape.query_length.div_ceil(QUERIES);
         while let Some(number) = self.jobs.take() {

@@ -15,125 +15,31 @@
 //! fill value is finite, which alone makes a fully masked row the mean of all values; tiles that are masked for every
 //! query are passed over unless such a row is among them.
 
+use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
+use crate::heads::{Heads, row_start, write_narrowed, write_row};
 use crate::micro::{
-    self, Block, ByColumns, ByRows, for_each_block, load_row, multiply, store_row, width, zeros,
+    self, Block, ByColumns, MAX_WIDTH, for_each_block, load_row, multiply, store_row, width,
 };
+use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
 use crate::shared::Shared;
 use crate::simd::{Lane, Simd, SimdBase, lanes, load, splat};
 use crate::softmax::{self, Running};
-use crate::visibility::{Seen, Visibility};
-use attn_core::{AttentionShape, FullyMasked, HostView, Layout};
+use attn_core::{AttentionShape, FullyMasked, Layout};
 use core::ops::Range;
-
-/// Queries of a job. A tile of queries, scores and output (64 × 64 × 4 bytes = 16 KiB each at depth 64) stays in L2, one
-/// strip of each in L1; fewer queries would read keys and values, or widen them, more often.
-pub(crate) const QUERIES: usize = 64;
-/// Keys of a tile: with 64 a tile of keys, one of values and one strip of scores (4 KiB) fit the 32 KiB of L1 one after
-/// the other; the softmax state is updated once per 64 keys.
-pub(crate) const KEYS: usize = 64;
 
 /// Bytes to which the tiles are aligned: a 64-byte vector that crosses a cache line costs twice.
 const ALIGN: usize = 64;
 
-/// An array `[batch..., length, heads, depth]`.
-#[derive(Clone, Copy)]
-pub(crate) struct Heads<'a, T> {
-    pub(crate) data: &'a [T],
-    pub(crate) layout: Layout,
-}
-
-impl<'a, T: Stored> Heads<'a, T> {
-    pub(crate) fn new(view: &HostView<'a, T>) -> Self {
-        Self {
-            data: view.buf(),
-            layout: *view.layout(),
-        }
-    }
-
-    fn column_stride(&self) -> usize {
-        self.layout.strides().last().copied().unwrap_or(1)
-    }
-
-    /// Widens the rows `rows` of a head into `to`, `depth` elements each.
-    #[inline(always)]
-    fn widen(
-        &self,
-        batch: usize,
-        head: usize,
-        rows: Range<usize>,
-        depth: usize,
-        to: &mut [T::Acc],
-    ) {
-        let (first, stride) = row_start(&self.layout, batch, head);
-        let columns = self.column_stride();
-        for (row, to) in rows.zip(to.chunks_exact_mut(depth.max(1))) {
-            let start = first + row * stride;
-            if columns == 1 {
-                T::widen(&self.data[start..start + depth], to);
-            } else {
-                for (column, to) in to.iter_mut().enumerate() {
-                    *to = self.data[start + column * columns].to_acc();
-                }
-            }
-        }
-    }
-
-    /// The rows `rows` of a head as a matrix of `depth` columns without gaps: as they lie where they can be used so, else
-    /// widened into `copy`.
-    #[inline(always)]
-    fn tile<'b>(
-        &self,
-        batch: usize,
-        head: usize,
-        rows: Range<usize>,
-        depth: usize,
-        copy: &'b mut [T::Acc],
-    ) -> &'b [T::Acc]
-    where
-        'a: 'b,
-    {
-        let (first, stride) = row_start(&self.layout, batch, head);
-        let contiguous = stride == depth && self.column_stride() == 1;
-        if contiguous && let Some(data) = T::as_acc(self.data) {
-            return &data[first + rows.start * stride..][..rows.len() * depth];
-        }
-        self.widen(batch, head, rows, depth, copy);
-        copy
-    }
-}
-
-/// Index of row 0 of a head in `[batch..., length, heads, depth]`, and elements from one row to the next.
-fn row_start(layout: &Layout, batch: usize, head: usize) -> (usize, usize) {
-    let axes = layout.shape().rank() - 3;
-    (
-        layout.base(axes, batch) + head * layout.strides()[axes + 1],
-        layout.strides()[axes],
-    )
-}
-
 /// What all jobs of a call share.
 pub(crate) struct Call<'a, T: Stored> {
-    pub(crate) shape: AttentionShape,
-    pub(crate) query: Heads<'a, T>,
-    pub(crate) key: Heads<'a, T>,
+    pub(crate) scoring: Scoring<'a, T>,
     pub(crate) value: Heads<'a, T>,
-    /// Factor on the queries.
-    pub(crate) scale: T::Acc,
-    pub(crate) bias: Option<HostView<'a, T::Acc>>,
-    pub(crate) visible: Visibility<'a>,
-    pub(crate) fully_masked: FullyMasked,
+    pub(crate) dropout: Option<Dropped<T::Acc>>,
     pub(crate) out: Shared<'a, T>,
     pub(crate) out_layout: Layout,
     pub(crate) weights: Option<(Shared<'a, T::Acc>, Layout)>,
-}
-
-/// One job: queries of one head.
-#[derive(Clone)]
-pub(crate) struct Job {
-    pub(crate) batch: usize,
-    pub(crate) head: usize,
-    pub(crate) queries: Range<usize>,
+    pub(crate) statistics: Option<(Shared<'a, T::Acc>, Layout)>,
 }
 
 /// The tiles of one worker, cut from its scratch.
@@ -149,6 +55,8 @@ pub(crate) struct Tiles<'a, A> {
     m: &'a mut [A],
     l: &'a mut [A],
     alpha: &'a mut [A],
+    /// Dropout's factors of one strip.
+    keep: &'a mut [A],
     /// One row of queries or output.
     row: &'a mut [A],
 }
@@ -165,7 +73,9 @@ impl<'a, A: Lane> Tiles<'a, A> {
         };
         (QUERIES + KEYS)
             .saturating_mul(sum)
-            .saturating_add(KEYS * QUERIES + 3 * QUERIES + ALIGN / size_of::<A>())
+            .saturating_add(
+                KEYS * QUERIES + KEYS * MAX_WIDTH + 3 * QUERIES + ALIGN / size_of::<A>(),
+            )
             .saturating_add(row)
     }
 
@@ -184,6 +94,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
         // Multiples of the alignment first, so that each begins aligned.
         Self {
             p: cut(KEYS * QUERIES),
+            keep: cut(KEYS * MAX_WIDTH),
             m: cut(QUERIES),
             l: cut(QUERIES),
             alpha: cut(QUERIES),
@@ -200,108 +111,20 @@ impl<T: Stored> Call<'_, T> {
     /// Computes one job.
     #[inline(always)]
     pub(crate) fn run<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
-        self.load_queries(simd, job, tiles);
+        let scoring = &self.scoring;
+        scoring.load_queries(simd, job, tiles.q, tiles.row);
         tiles.m.fill(T::Acc::NEG_INFINITY);
         tiles.l.fill(T::Acc::default());
         tiles.o.fill(T::Acc::default());
-        let head = self.matrix(job);
-        let every_tile = self.fully_masked == FullyMasked::MeanOfValues
-            && (self.bias.is_some() || self.visible.any_blind(head, job.queries.clone()));
-        for keys in tiles_of_keys(self.shape.key_length) {
-            let seen = self.visible.tile(head, job.queries.clone(), keys.clone());
-            if seen == Seen::Nothing && !every_tile {
-                continue;
-            }
-            self.score(simd, job, keys.clone(), seen, tiles);
+        for keys in scoring.tiles(job) {
+            scoring.score(simd, job, keys.clone(), tiles.q, tiles.k, tiles.p);
             self.accumulate(simd, job, keys, tiles);
         }
         self.finish_sums(tiles);
         self.write_output(simd, job, tiles);
+        self.write_statistics(job, tiles);
         if self.weights.is_some() {
             self.write_weights(simd, job, tiles);
-        }
-    }
-
-    fn matrix(&self, job: &Job) -> usize {
-        job.batch * self.shape.num_heads + job.head
-    }
-
-    /// Queries, scaled and transposed; lanes beyond the last query are 0.
-    #[inline(always)]
-    fn load_queries<S: Simd>(&self, _: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
-        let (width, depth) = (width::<S, T::Acc>(), self.shape.depth);
-        let used = job.queries.len().next_multiple_of(width) * depth;
-        tiles.q[..used].fill(T::Acc::default());
-        for (i, query) in job.queries.clone().enumerate() {
-            let row = &mut tiles.row[..depth];
-            self.query
-                .widen(job.batch, job.head, query..query + 1, depth, row);
-            let strip = &mut tiles.q[i / width * width * depth..][..width * depth];
-            for (to, &from) in strip.chunks_exact_mut(width).zip(row.iter()) {
-                to[i % width] = from * self.scale;
-            }
-        }
-    }
-
-    /// Scores of a tile of keys, bias and mask applied.
-    #[inline(always)]
-    fn score<S: Simd>(
-        &self,
-        simd: S,
-        job: &Job,
-        keys: Range<usize>,
-        seen: Seen,
-        tiles: &mut Tiles<'_, T::Acc>,
-    ) {
-        let (width, depth) = (width::<S, T::Acc>(), self.shape.depth);
-        let k = self
-            .key
-            .tile(job.batch, job.head, keys.clone(), depth, tiles.k);
-        for strip in 0..job.queries.len().div_ceil(width) {
-            let q = &tiles.q[strip * width * depth..][..width * depth];
-            let s = &mut tiles.p[strip * width * KEYS..][..width * keys.len()];
-            for_each_block::<S, T::Acc, _>(simd, keys.len(), &mut Scores { k, q, s, depth });
-        }
-        if let Some(bias) = &self.bias {
-            self.add_bias(bias, width, job, keys.clone(), tiles.p);
-        }
-        if seen != Seen::Everything {
-            self.hide(width, job, keys, tiles.p);
-        }
-    }
-
-    #[inline(always)]
-    fn add_bias(
-        &self,
-        bias: &HostView<'_, T::Acc>,
-        width: usize,
-        job: &Job,
-        keys: Range<usize>,
-        p: &mut [T::Acc],
-    ) {
-        let layout = bias.layout();
-        let rank = layout.shape().rank();
-        let strides = layout.strides();
-        let matrix = layout.base(rank - 2, self.matrix(job));
-        for (i, query) in job.queries.clone().enumerate() {
-            let row = matrix + query * strides[rank - 2];
-            for (n, key) in keys.clone().enumerate() {
-                p[lane_index(width, i, n)] += bias.buf()[row + key * strides[rank - 1]];
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn hide(&self, width: usize, job: &Job, keys: Range<usize>, p: &mut [T::Acc]) {
-        let fill = match self.fully_masked {
-            FullyMasked::MeanOfValues => T::Acc::LOWEST,
-            FullyMasked::Zero => T::Acc::NEG_INFINITY,
-        };
-        for (i, query) in job.queries.clone().enumerate() {
-            self.visible
-                .for_each_hidden(self.matrix(job), query, keys.clone(), |n| {
-                    p[lane_index(width, i, n)] = fill
-                });
         }
     }
 
@@ -314,7 +137,7 @@ impl<T: Stored> Call<'_, T> {
         keys: Range<usize>,
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
-        let (width, depth) = (width::<S, T::Acc>(), self.shape.value_depth);
+        let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.value_depth);
         let v = self
             .value
             .tile(job.batch, job.head, keys.clone(), depth, tiles.v);
@@ -328,6 +151,15 @@ impl<T: Stored> Call<'_, T> {
                 alpha,
             };
             softmax::update(simd, p, &mut running);
+            if let Some(dropout) = &self.dropout {
+                let strip = Strip {
+                    matrix: self.scoring.matrix(job),
+                    query: job.queries.start + strip * width,
+                    keys: keys.clone(),
+                    width,
+                };
+                drop_weights(simd, dropout, &strip, p, tiles.keep);
+            }
             let o = &mut tiles.o[strip * width * depth..][..width * depth];
             for_each_block::<S, T::Acc, _>(
                 simd,
@@ -348,7 +180,7 @@ impl<T: Stored> Call<'_, T> {
     /// a row whose every score is -inf, and the quotient is NaN as in Flax.
     #[inline(always)]
     fn finish_sums(&self, tiles: &mut Tiles<'_, T::Acc>) {
-        if self.fully_masked == FullyMasked::Zero || self.shape.key_length == 0 {
+        if self.scoring.fully_masked == FullyMasked::Zero || self.scoring.shape.key_length == 0 {
             for l in tiles.l.iter_mut().filter(|l| **l == T::Acc::default()) {
                 *l = T::Acc::from(1i8);
             }
@@ -357,7 +189,7 @@ impl<T: Stored> Call<'_, T> {
 
     #[inline(always)]
     fn write_output<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
-        let (width, depth) = (width::<S, T::Acc>(), self.shape.value_depth);
+        let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.value_depth);
         let (first, stride) = row_start(&self.out_layout, job.batch, job.head);
         let column_stride = self.out_layout.strides().last().copied().unwrap_or(1);
         for strip in 0..job.queries.len().div_ceil(width) {
@@ -378,6 +210,20 @@ impl<T: Stored> Call<'_, T> {
         }
     }
 
+    /// The largest score and the sum of each row.
+    fn write_statistics(&self, job: &Job, tiles: &Tiles<'_, T::Acc>) {
+        let Some((statistics, layout)) = &self.statistics else {
+            return;
+        };
+        let axes = layout.shape().rank() - 1;
+        let first = self.scoring.matrix(job) * self.scoring.shape.query_length;
+        let stride = layout.strides()[axes];
+        for (i, query) in job.queries.clone().enumerate() {
+            let start = layout.base(axes, first + query);
+            write_row(statistics, start, stride, &[tiles.m[i], tiles.l[i]]);
+        }
+    }
+
     /// A second pass over the keys with the final `m` and `l`.
     #[inline(always)]
     fn write_weights<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
@@ -385,12 +231,12 @@ impl<T: Stored> Call<'_, T> {
             return;
         };
         let width = width::<S, T::Acc>();
-        let head = self.matrix(job);
+        let head = self.scoring.matrix(job);
         let rank = layout.shape().rank();
         let (matrix, strides) = (layout.base(rank - 2, head), layout.strides());
-        for keys in tiles_of_keys(self.shape.key_length) {
-            let seen = self.visible.tile(head, job.queries.clone(), keys.clone());
-            self.score(simd, job, keys.clone(), seen, tiles);
+        for keys in tiles_of_keys(self.scoring.shape.key_length) {
+            self.scoring
+                .score(simd, job, keys.clone(), tiles.q, tiles.k, tiles.p);
             for strip in 0..job.queries.len().div_ceil(width) {
                 let lanes = strip * width..(strip + 1) * width;
                 let p = &mut tiles.p[strip * width * KEYS..][..width * keys.len()];
@@ -411,17 +257,20 @@ impl<T: Stored> Call<'_, T> {
     }
 }
 
-/// Keys by tiles: the same cut for every query, which is part of what makes a row's bits its own.
-fn tiles_of_keys(key_length: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..key_length)
-        .step_by(KEYS)
-        .map(move |start| start..(start + KEYS).min(key_length))
-}
-
-/// Where the score of the `i`-th query of a job and the `n`-th key of a tile lies.
+/// Multiplies a strip of weights by dropout's factors.
 #[inline(always)]
-fn lane_index(width: usize, i: usize, n: usize) -> usize {
-    i / width * width * KEYS + n * width + i % width
+fn drop_weights<S: Simd, A: Lane>(
+    simd: S,
+    dropout: &Dropped<A>,
+    strip: &Strip,
+    p: &mut [A],
+    factors: &mut [A],
+) {
+    let factors = &mut factors[..p.len()];
+    dropout.factors(simd, strip, factors);
+    for (p, factor) in p.iter_mut().zip(factors.iter()) {
+        *p = *p * *factor;
+    }
 }
 
 #[inline(always)]
@@ -430,60 +279,6 @@ fn divide<S: Simd, A: Lane>(simd: S, o: &mut [A], l: &[A]) {
     for row in o.chunks_exact_mut(width) {
         for (o, l) in row.chunks_exact_mut(lanes).zip(l.chunks_exact(lanes)) {
             (load::<S, A>(simd, o) / load::<S, A>(simd, l)).store_slice(o);
-        }
-    }
-}
-
-/// Rounds a row and writes it.
-#[inline(always)]
-fn write_narrowed<T: Stored>(out: &Shared<'_, T>, start: usize, stride: usize, row: &[T::Acc]) {
-    const CHUNK: usize = 64;
-    let mut narrow = [T::default(); CHUNK];
-    for (n, row) in row.chunks(CHUNK).enumerate() {
-        T::narrow(row, &mut narrow[..row.len()]);
-        write_row(
-            out,
-            start + n * CHUNK * stride,
-            stride,
-            &narrow[..row.len()],
-        );
-    }
-}
-
-#[inline(always)]
-#[expect(unsafe_code, reason = "each job writes rows of its own")]
-fn write_row<T: attn_core::Scalar>(out: &Shared<'_, T>, start: usize, stride: usize, row: &[T]) {
-    // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
-    // `ViewMut` guarantees that no two elements share an index.
-    unsafe { out.write(start, stride, row) };
-}
-
-/// `s = k · qᵀ` for some keys.
-struct Scores<'a, A> {
-    k: &'a [A],
-    q: &'a [A],
-    s: &'a mut [A],
-    depth: usize,
-}
-
-impl<S: Simd, A: Lane> Block<S> for Scores<'_, A> {
-    #[inline(always)]
-    fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
-        let width = width::<S, A>();
-        let left = ByRows::<A, ROWS>::new(self.k, self.depth, first, self.depth);
-        let acc = multiply(
-            simd,
-            self.depth,
-            &left,
-            self.q,
-            width,
-            zeros::<S, A, ROWS>(simd),
-        );
-        for (row, to) in acc
-            .into_iter()
-            .zip(self.s[first * width..].chunks_exact_mut(width))
-        {
-            store_row::<S, A>(row, to);
         }
     }
 }

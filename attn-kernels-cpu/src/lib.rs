@@ -25,7 +25,8 @@
 //! | `element` | widening and narrowing of 16-bit types |
 //! | `micro` | the register tile: the product that everything rests on |
 //! | `softmax` | `exp` and the online softmax of a strip |
-//! | `attend`, `flash`, `visibility` | jobs; the tile loop of one job; what a tile may see |
+//! | `attend`, `flash` | jobs; the tile loop of one job |
+//! | `scores`, `visibility`, `dropout`, `heads` | scores of a tile; what it may see; what is dropped; tiles and rows of a head |
 //! | `project`, `gemm`, `normalize` | dense layers; the door to matrixmultiply; layer norm |
 //! | `threads`, `shared` | jobs on threads; rows of one output written by several |
 //!
@@ -43,13 +44,16 @@ extern crate std;
 
 mod attend;
 mod cpu;
+mod dropout;
 mod element;
 mod flash;
 mod gemm;
+mod heads;
 mod isa;
 mod micro;
 mod normalize;
 mod project;
+mod scores;
 mod shared;
 mod simd;
 mod softmax;

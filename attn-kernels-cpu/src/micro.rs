@@ -17,6 +17,9 @@ const VECTORS: usize = 2;
 /// Rows of the widest tile.
 pub(crate) const MAX_ROWS: usize = 8;
 
+/// Lanes of the widest tile of all instruction sets: two 64-byte vectors of `f32`.
+pub(crate) const MAX_WIDTH: usize = 32;
+
 /// Lanes of a tile.
 pub(crate) const fn width<S: Simd, A: Lane>() -> usize {
     VECTORS * lanes::<S, A>()

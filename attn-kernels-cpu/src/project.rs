@@ -9,7 +9,9 @@
 use crate::cpu::Cpu;
 use crate::element::Stored;
 use crate::gemm::{self, Rows};
-use crate::micro::{Block, ByRows, for_each_block, load_row, multiply, store_row, width, zeros};
+use crate::micro::{
+    Block, ByRows, MAX_WIDTH, for_each_block, load_row, multiply, store_row, width, zeros,
+};
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
 use crate::threads::Jobs;
@@ -24,8 +26,6 @@ const PANEL_ROWS: usize = 3;
 const COLUMNS: usize = 256;
 /// Rows of one call of matrixmultiply.
 const GEMM_ROWS: usize = 256;
-/// Widest panel of all instruction sets, in elements: two 64-byte vectors of `f32`.
-const MAX_WIDTH: usize = 32;
 /// Bytes to which the panel is aligned.
 const ALIGN: usize = 64;
 
