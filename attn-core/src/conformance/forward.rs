@@ -204,12 +204,13 @@ impl Row<'_> {
     fn plainly<T: Element>(&self, case: &Case, maths: &Maths) -> Vec<f64> {
         let scaled = plain::scaled::<T>(&self.query, case.scale, maths);
         let products = plain::products::<T>(&scaled, self.keys);
-        plain::weights::<T>(
+        plain::softmax::<T>(
             &products,
             self.bias.as_deref(),
             &self.seen,
             case.fully_masked,
             maths,
         )
+        .weights
     }
 }

@@ -22,6 +22,7 @@ mod data;
 mod dense;
 mod draws;
 mod forward;
+mod matrix;
 mod norm;
 mod oracle;
 mod plain;

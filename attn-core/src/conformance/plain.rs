@@ -1,5 +1,7 @@
 //! Plain same-dtype arithmetic in Flax's order of operations: what the tolerance is derived from.
 
+pub(super) mod backward;
+
 use super::Maths;
 use crate::dtype::Element;
 use crate::mask::FullyMasked;
@@ -24,16 +26,19 @@ pub(super) fn dot<T: Element>(a: &[f64], b: &[f64]) -> f64 {
     round::<T>(accumulate::<T>(a.iter().zip(b).map(|(a, b)| a * b)))
 }
 
-/// The query as it meets the keys. Flax divides it by a root that is rounded to `T`; a factor of the caller's is rounded likewise.
+/// An element of a query of `depth` as it meets the keys. Flax divides it by a root that is rounded to `T`; a factor of the
+/// caller's is rounded likewise.
+pub(super) fn rescale<T: Element>(x: f64, depth: usize, scale: Scale, maths: &Maths) -> f64 {
+    match scale {
+        Scale::InverseSqrtDepth => round::<T>(x / round::<T>((maths.sqrt)(depth as f64))),
+        _ => round::<T>(x * round::<T>(scale.factor(depth, maths.sqrt))),
+    }
+}
+
+/// The query as it meets the keys.
 pub(super) fn scaled<T: Element>(query: &[f64], scale: Scale, maths: &Maths) -> Vec<f64> {
-    let depth = query.len();
-    let root = round::<T>((maths.sqrt)(depth as f64));
-    let factor = round::<T>(scale.factor(depth, maths.sqrt));
-    let scaled = query.iter().map(|x| match scale {
-        Scale::InverseSqrtDepth => round::<T>(x / root),
-        _ => round::<T>(x * factor),
-    });
-    scaled.collect()
+    let rescaled = |x: &f64| rescale::<T>(*x, query.len(), scale, maths);
+    query.iter().map(rescaled).collect()
 }
 
 /// The products of a scaled query and every key.
@@ -41,14 +46,24 @@ pub(super) fn products<T: Element>(scaled: &[f64], keys: &[Vec<f64>]) -> Vec<f64
     keys.iter().map(|key| dot::<T>(scaled, key)).collect()
 }
 
-/// The weights of one query as Flax computes them in `T`; `products` are those of the [`scaled`] query and the keys.
-pub(super) fn weights<T: Element>(
+/// What softmax makes of one row of scores.
+pub(super) struct Softmax {
+    /// The weights.
+    pub(super) weights: Vec<f64>,
+    /// The largest score, with what masked keys have among them.
+    pub(super) largest: f64,
+    /// The sum of the exponentials of the differences to it, as accumulated.
+    pub(super) total: f64,
+}
+
+/// The softmax of one query as Flax computes it in `T`; `products` are those of the [`scaled`] query and the keys.
+pub(super) fn softmax<T: Element>(
     products: &[f64],
     bias: Option<&[f64]>,
     seen: &[bool],
     fully_masked: FullyMasked,
     maths: &Maths,
-) -> Vec<f64> {
+) -> Softmax {
     let fill = match fully_masked {
         FullyMasked::MeanOfValues => lowest::<T>(),
         FullyMasked::Zero => f64::NEG_INFINITY,
@@ -61,17 +76,35 @@ pub(super) fn weights<T: Element>(
         .collect();
     let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if largest == f64::NEG_INFINITY && fully_masked == FullyMasked::Zero {
-        return vec![0.0; products.len()];
+        return Softmax {
+            weights: vec![0.0; products.len()],
+            largest,
+            total: 0.0,
+        };
     }
     let exponentials: Vec<f64> = scores
         .iter()
         .map(|score| round::<T>((maths.exp)(round::<T>(score - largest))))
         .collect();
-    let total = round::<T>(accumulate::<T>(exponentials.iter().copied()));
-    exponentials.iter().map(|e| round::<T>(e / total)).collect()
+    let total = accumulate::<T>(exponentials.iter().copied());
+    let divisor = round::<T>(total);
+    Softmax {
+        weights: (exponentials.iter())
+            .map(|e| round::<T>(e / divisor))
+            .collect(),
+        largest,
+        total,
+    }
 }
 
-fn lowest<T: Element>() -> f64 {
+/// The weights after dropout.
+pub(super) fn dropped<T: Element>(weights: &[f64], factors: &[f64]) -> Vec<f64> {
+    let pairs = weights.iter().zip(factors);
+    pairs.map(|(w, factor)| round::<T>(w * factor)).collect()
+}
+
+/// The lowest finite number: what Flax gives a masked key for a score.
+pub(super) fn lowest<T: Element>() -> f64 {
     match T::DTYPE {
         crate::DType::F32 => f32::MIN.into(),
         crate::DType::F64 => f64::MIN,

@@ -1,16 +1,20 @@
 //! A backend of plain loops: slow, complete, for tests.
 
+mod backward;
+
 use super::Maths;
-use super::plain::{self, accumulate, round};
+use super::plain::{self, Softmax, accumulate, round};
 use super::rows::{Head, Rows};
 use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::kernels::{Backend, Kernels, Projection};
 use crate::layout::Dims;
-use crate::request::{Attention, AttentionShape, Features, KeyValue};
+use crate::mask::FullyMasked;
+use crate::request::{Attention, AttentionShape, Features, KeyValue, Outputs};
 use crate::view::{Host, HostView, HostViewMut};
 use alloc::vec::Vec;
+use core::mem;
 
 /// Plain same-dtype arithmetic, in the order in which Flax writes it, on arrays with any strides.
 ///
@@ -30,7 +34,9 @@ const SUPPORTED: Features = Features::DENSE
     .union(Features::CAUSAL)
     .union(Features::MASK)
     .union(Features::ZERO_ROWS)
-    .union(Features::WEIGHTS);
+    .union(Features::WEIGHTS)
+    .union(Features::DROPOUT)
+    .union(Features::STATISTICS);
 
 impl Backend for Reference {
     type Storage = Host;
@@ -127,10 +133,9 @@ impl<T: Element> Kernels<T> for Reference {
                 wanted,
             });
         }
-        let mut weights = call.outputs.weights.take();
+        let mut asked = mem::take(&mut call.outputs);
         for matrix in 0..shape.batch * shape.num_heads {
-            let asked = weights.as_mut().map(HostViewMut::reborrow);
-            self.attend_matrix(&call, &shape, matrix, out.reborrow(), asked)?;
+            self.attend_matrix(&call, &shape, matrix, out.reborrow(), &mut asked)?;
         }
         Ok(())
     }
@@ -139,29 +144,29 @@ impl<T: Element> Kernels<T> for Reference {
         0
     }
 
-    fn project_backward(&self, _: ProjectionBackward<'_, Host, T>, _: &mut [T::Acc]) -> Result<()> {
-        Err(no_gradients())
+    fn project_backward(
+        &self,
+        call: ProjectionBackward<'_, Host, T>,
+        _: &mut [T::Acc],
+    ) -> Result<()> {
+        backward::project(call)
     }
 
-    fn normalize_backward(&self, _: NormalizeBackward<'_, Host, T>) -> Result<()> {
-        Err(no_gradients())
+    fn normalize_backward(&self, call: NormalizeBackward<'_, Host, T>) -> Result<()> {
+        backward::normalize(call, &self.maths)
     }
 
     fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
         0
     }
 
-    fn attend_backward(&self, _: AttentionBackward<'_, Host, T>, _: &mut [T::Acc]) -> Result<()> {
-        Err(no_gradients())
-    }
-}
-
-/// What is said until there are gradients.
-fn no_gradients() -> Error {
-    Error::Unsupported {
-        backend: "reference",
-        feature: "gradients",
-        instead: "Use a backend that has them",
+    fn attend_backward(
+        &self,
+        call: AttentionBackward<'_, Host, T>,
+        _: &mut [T::Acc],
+    ) -> Result<()> {
+        call.call.check_supported(NAME, SUPPORTED)?;
+        backward::attend(call, &self.maths)
     }
 }
 
@@ -173,7 +178,7 @@ impl Reference {
         shape: &AttentionShape,
         matrix: usize,
         mut out: HostViewMut<'_, T>,
-        mut asked: Option<HostViewMut<'_, T::Acc>>,
+        asked: &mut Outputs<'_, Host, T>,
     ) -> Result<()> {
         let (batch, head) = (matrix / shape.num_heads, matrix % shape.num_heads);
         let KeyValue::Dense { key, value } = &call.source;
@@ -192,28 +197,52 @@ impl Reference {
                 call.scores.scale,
                 &self.maths,
             );
-            let weights = plain::weights::<T>(
+            let seen = rows.seen(matrix, query);
+            let softmax = plain::softmax::<T>(
                 &plain::products::<T>(&scaled, &keys),
                 rows.bias(matrix, query).as_deref(),
-                &rows.seen(matrix, query),
+                &seen,
                 call.visible.fully_masked,
                 &self.maths,
             );
+            let dropped = plain::dropped::<T>(&softmax.weights, &rows.factors(matrix, query));
             for column in 0..shape.value_depth {
                 let values = v.column(value.buf(), column);
-                let sum = plain::dot::<T>(&weights, &values);
+                let sum = plain::dot::<T>(&dropped, &values);
                 out.buf_mut()[o.at(query, column)] = T::from_f64(sum);
             }
-            if let Some(asked) = &mut asked {
-                let layout = *asked.layout();
-                let axes = layout.shape().rank() - 1;
-                let start = layout.base(axes, matrix * shape.query_length + query);
-                for (key, weight) in weights.into_iter().enumerate() {
-                    asked.buf_mut()[start + key * layout.strides()[axes]] =
-                        T::Acc::from_f64(weight);
-                }
+            let row = matrix * shape.query_length + query;
+            if let Some(weights) = &mut asked.weights {
+                write_row(weights, row, &softmax.weights);
+            }
+            if let Some(statistics) = &mut asked.statistics {
+                write_row(statistics, row, &statistics_of::<T>(&softmax, call, &seen));
             }
         }
         Ok(())
+    }
+}
+
+/// The largest score and the sum of exponentials. A row that sees nothing has the fill value of the accumulator's type.
+fn statistics_of<T: Element>(
+    softmax: &Softmax,
+    call: &Attention<'_, Host, T>,
+    seen: &[bool],
+) -> [f64; 2] {
+    let filled = call.visible.fully_masked == FullyMasked::MeanOfValues && !seen.contains(&true);
+    let largest = match filled {
+        true if !seen.is_empty() => plain::lowest::<T::Acc>(),
+        _ => softmax.largest,
+    };
+    [largest, softmax.total]
+}
+
+/// Writes the `row`-th row of an array, counted over all axes but the last.
+fn write_row<A: Element>(out: &mut HostViewMut<'_, A>, row: usize, values: &[f64]) {
+    let layout = *out.layout();
+    let axes = layout.shape().rank() - 1;
+    let (start, stride) = (layout.base(axes, row), layout.strides()[axes]);
+    for (column, &value) in values.iter().enumerate() {
+        out.buf_mut()[start + column * stride] = A::from_f64(value);
     }
 }

@@ -1,5 +1,6 @@
 //! A request read row by row as `f64`, for the oracle and for plain arithmetic.
 
+use crate::dropout::KeepBits;
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
@@ -8,11 +9,12 @@ use crate::request::{Attention, AttentionShape};
 use crate::view::{Host, HostView};
 use alloc::vec::Vec;
 
-/// Bias and visibility of a request. A matrix is one head of one batch entry, counted batch first.
+/// Bias, visibility and dropout of a request. A matrix is one head of one batch entry, counted batch first.
 pub(super) struct Rows<'a, A: Element> {
     mask: Option<(HostView<'a, u8>, bool)>,
     bias: Option<HostView<'a, A>>,
     causal: Option<Causal>,
+    dropout: Option<(KeepBits, f64)>,
     shape: AttentionShape,
 }
 
@@ -27,12 +29,17 @@ impl<'a, A: Element> Rows<'a, A> {
             Ok((bytes, mask.set_means_keep()))
         });
         let bias = call.scores.bias.as_ref();
+        let dropout = call.dropout.map(|dropout| {
+            let bits = dropout.bits(shape)?;
+            Ok((bits, dropout.multiplier()))
+        });
         Ok(Self {
             mask: mask.transpose()?,
             bias: bias
                 .map(|bias| bias.broadcast_to("bias", &weights))
                 .transpose()?,
             causal: call.visible.causal,
+            dropout: dropout.transpose()?,
             shape: *shape,
         })
     }
@@ -62,6 +69,17 @@ impl<'a, A: Element> Rows<'a, A> {
             }
         }
         seen
+    }
+
+    /// What the weights of `query` are multiplied with after softmax. A dropped one becomes 0, or NaN at a rate of 1, which is
+    /// Flax's `0 / 0`.
+    pub(super) fn factors(&self, matrix: usize, query: usize) -> Vec<f64> {
+        let keys = 0..self.shape.key_length;
+        let Some((bits, multiplier)) = &self.dropout else {
+            return keys.map(|_| 1.0).collect();
+        };
+        let kept = |key| f64::from(u8::from(bits.keeps(matrix, query, key)));
+        keys.map(|key| kept(key) * multiplier).collect()
     }
 
     /// Indices of a row of `[batch..., heads, query_length, key_length]`.
