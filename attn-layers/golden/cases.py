@@ -1,123 +1,11 @@
-"""The cases: what is called with which tensors. Everything random comes from a generator seeded with the case's name."""
-
-from dataclasses import dataclass, field
-from typing import Any, Callable
+"""The cases of ordinary calls, weight files and errors; `all_cases` has the others, too."""
 
 import numpy as np
 
-import files
+import gradient_cases
+import random_cases
 import weights
-
-F32, F64, F16, BF16 = "float32", "float64", "float16", "bfloat16"
-MODULE = "MultiHeadDotProductAttention"
-
-
-@dataclass
-class Case:
-    """One case. Inputs are arrays, or functions that draw them; `params` changes the drawn parameters."""
-
-    name: str
-    kind: str
-    inputs: dict[str, Any]
-    call: dict[str, Any]
-    config: dict[str, Any] = field(default_factory=dict)
-    module: str | None = MODULE
-    function: str | None = None
-    x64: bool = False
-    params: Callable = lambda params, random: params
-    params_from: dict[str, Any] | None = None
-    msgpack: Callable | None = None
-    mutable: bool = False
-
-
-def normal(*shape, dtype=F32):
-    """Draws a tensor of standard normal numbers."""
-    return lambda random: random.standard_normal(shape).astype(files.dtype_of(dtype))
-
-
-def integers(*shape, low=-2, high=3):
-    """Draws a tensor of small int32 numbers."""
-    return lambda random: random.integers(low, high, shape, dtype=np.int32)
-
-
-def forward(name, inputs, call=None, *, module=MODULE, x64=False, params=Case.params, msgpack=None, **config):
-    """A call of the layer. Every input is passed under its own name."""
-    call = {k: k for k in inputs} | (call or {})
-    config = {"num_heads": 2} | config
-    return Case(name, "forward", inputs, call, config, module, x64=x64, params=params, msgpack=msgpack)
-
-
-def decode(name, batch, max_length, steps, *, features=8, dtype=F32, mask=None, x64=False, **config):
-    """Token by token. `dtype` is that of the inputs."""
-    inputs = {
-        "init_inputs_q": normal(*batch, max_length, features, dtype=dtype),
-        "inputs_q": normal(*batch, steps, features, dtype=dtype),
-    }
-    call = {"inputs_q": "inputs_q"}
-    if mask is not None:
-        inputs["mask"] = mask
-        call["mask"] = "mask"
-    return Case(name, "decode", inputs, call, {"num_heads": 2, "decode": True} | config, x64=x64)
-
-
-def function(name, of, inputs, call=None, *, positional=None, x64=False):
-    """A call of a function, by keyword or, for the mask helpers, by position."""
-    named = {"positional": positional} if positional else {k: k for k in inputs}
-    return Case(name, "function", inputs, named | (call or {}), module=None, function=of, x64=x64)
-
-
-def failing(name, inputs, call=None, *, params=Case.params, params_from=None, mutable=False, **config):
-    """A call of the layer that raises. `params_from`: shapes to make the parameters from, if the inputs are unfit for that."""
-    call = {k: k for k in inputs if not k.startswith("cache/")} | (call or {})
-    config = {"num_heads": 2} | config
-    return Case(
-        name, "error", inputs, call, config, params=params, params_from=params_from, mutable=mutable
-    )
-
-
-def failing_function(name, of, inputs, *, positional=None):
-    """A call of a function that raises."""
-    named = {"positional": positional} if positional else {k: k for k in inputs}
-    return Case(name, "error", inputs, named, module=None, function=of)
-
-
-def self_attention(*batch, length=5, features=8, dtype=F32):
-    """The inputs of self-attention."""
-    return {"inputs_q": normal(*batch, length, features, dtype=dtype)}
-
-
-def cross_attention(*batch, dtype=F32):
-    """Inputs of three widths and two lengths."""
-    return {
-        "inputs_q": normal(*batch, 4, 6, dtype=dtype),
-        "inputs_k": normal(*batch, 7, 5, dtype=dtype),
-        "inputs_v": normal(*batch, 7, 9, dtype=dtype),
-    }
-
-
-def causal(length):
-    """`[1, 1, length, length]`."""
-    return np.tril(np.ones((1, 1, length, length), dtype=bool))
-
-
-def padding(lengths, length):
-    """`[batch, 1, 1, length]`: keys beyond each entry's own length are masked."""
-    return (np.arange(length) < np.asarray(lengths)[:, None])[:, None, None, :]
-
-
-def first_rows_masked(length, rows):
-    """`[1, 1, length, length]`: the first queries see nothing, the others everything."""
-    return np.broadcast_to((np.arange(length) >= rows)[:, None], (1, 1, length, length)).astype(np.float32)
-
-
-def without(*names):
-    """Leaves parameters out."""
-    return lambda params, random: {k: v for k, v in params.items() if k not in names}
-
-
-def reshaped(name, *shape):
-    """Gives the parameter `name` another shape."""
-    return lambda params, random: params | {name: random.standard_normal(shape).astype(np.float32)}
+from case import *
 
 
 def with_unused(params, random):
@@ -298,6 +186,8 @@ GROUPS = (
     parameter_errors,
     decode_errors,
     function_errors,
+    *random_cases.GROUPS,
+    *gradient_cases.GROUPS,
 )
 
 

@@ -9,30 +9,45 @@ from safetensors.numpy import save
 # Smallest tolerances, relative to the largest truth.
 FLOORS = {"float32": 1e-6, "bfloat16": 2.0**-7, "float16": 2.0**-10, "float64": 1.4e-14}
 FLAX_ERRORS_ALLOWED = 3
+# How far a number that was drawn may be off where logarithms are rounded otherwise.
+LAST_PLACES = 4
+
 
 def dtype_of(name):
     """A numpy type by its name, bfloat16 among them."""
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
-def judged(name, got, truth, computed_in):
-    """The expectation for the output `name`, and the tensors to store with it. `computed_in`: the types that had a part in it."""
+def judged(name, got, truth, scale=None):
+    """The expectation for the output `name`, and the tensors to store with it. `scale`: numbers as large as those that met."""
     got = np.asarray(got)
     difference = np.abs(got.astype(np.float64) - truth)
     if not np.array_equal(np.isnan(got.astype(np.float64)), np.isnan(truth)):
         raise ValueError(f"{name}: Flax and the truth have NaN at different places")
     error = float(np.nanmax(difference, initial=0.0))
-    largest = float(np.nanmax(np.abs(truth), initial=0.0))
-    floor = max(FLOORS[dtype] for dtype in {got.dtype.name, *computed_in})
+    largest = float(np.nanmax(np.abs(truth if scale is None else scale), initial=0.0))
     expected = {
         "dtype": got.dtype.name,
         "shape": list(got.shape),
         "truth": f"{name}@f64",
         "flax_max_abs_err": error,
         "truth_max_abs": largest,
-        "atol": max(FLAX_ERRORS_ALLOWED * error, floor * largest),
+        "atol": max(FLAX_ERRORS_ALLOWED * error, FLOORS[got.dtype.name] * largest),
     }
     return expected, {name: got, f"{name}@f64": truth}
+
+
+def bits(name, got):
+    """The expectation for a parameter that was drawn: the same bits on x86-64, elsewhere a few last places."""
+    got = np.asarray(got)
+    largest = float(np.max(np.abs(got.astype(np.float64)), initial=0.0))
+    expected = {
+        "dtype": got.dtype.name,
+        "shape": list(got.shape),
+        "bit_exact": True,
+        "atol_if_not_bit_exact": LAST_PLACES * float(ml_dtypes.finfo(got.dtype).eps) * largest,
+    }
+    return expected, {name: got}
 
 
 def exact(name, got):

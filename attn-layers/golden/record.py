@@ -1,15 +1,17 @@
 """Records what Flax does with a case, and what the truth is."""
 
+import functools
 import warnings
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
+import calls
 import files
 import truth
+import truth_gradients
 
 DEFAULTS = {
     "num_heads": None,
@@ -45,24 +47,17 @@ class Recorded:
         self.expected[name] = expected
         self.tensors.update(tensors)
 
-
-def with_dtypes(arguments):
-    """The same arguments, with numpy types where names of types stand."""
-    types = ("dtype", "param_dtype")
-    return {k: files.dtype_of(v) if k in types and v is not None else v for k, v in arguments.items()}
-
-
-def module_of(name, config):
-    """Flax's module."""
-    return getattr(nn, name)(**with_dtypes(config))
+    def add_keep(self, masks):
+        """Which weights the last dropout kept."""
+        if masks:
+            self.add(files.exact("dropout_keep", masks[-1].astype(np.uint8)))
 
 
-def parameters(module, inputs, random):
+def parameters(make, inputs, random):
     """Random parameters of the shapes and types that the module makes: biases and scales are far from their usual 0 and 1."""
     kwargs = {k: v for k, v in inputs.items() if k in INPUTS}
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), **kwargs))["params"]
-    flat = traverse_util.flatten_dict(shapes, sep="/")
-    return {name: parameter(name, shape, random) for name, shape in sorted(flat.items())}
+    shapes = jax.eval_shape(lambda: calls.Place(make, rngs=jax.random.key(0)).init(kwargs))
+    return {name: parameter(name, shape, random) for name, shape in sorted(shapes.items())}
 
 
 def parameter(name, shape, random):
@@ -94,99 +89,185 @@ def as_f64(tensor):
 
 def sources(call, inputs):
     """The tensors that queries, keys and values are projected from."""
-    q, k, v, kv = (inputs.get(call.get(name)) for name in INPUTS)
-    k = kv if kv is not None else q if k is None else k
-    v = kv if kv is not None else k if v is None else v
-    return q, k, v
+    return [inputs[call[name]] for name in source_names(call)]
+
+
+def source_names(call):
+    """The arguments that queries, keys and values are projected from."""
+    kv = call.get("inputs_kv") and "inputs_kv"
+    k = kv or (call.get("inputs_k") and "inputs_k") or "inputs_q"
+    return "inputs_q", k, kv or (call.get("inputs_v") and "inputs_v") or k
 
 
 def computed_in(config, params, tensors):
-    """The types that the projections and the softmax give."""
-    softmax = {"float32"} if config["force_fp32_for_softmax"] else set()
+    """The types that the projections of queries, keys and values give."""
     if config["dtype"] is not None:
-        return {config["dtype"]} | softmax
-    kernels = (params[f"{name}/kernel"] for name in ("query", "key", "value"))
-    return {jnp.promote_types(jnp.asarray(t).dtype, k.dtype).name for t, k in zip(tensors, kernels)} | softmax
+        return [jnp.zeros((), files.dtype_of(config["dtype"])).dtype] * 3
+    used = ("kernel", "bias") if config["use_bias"] else ("kernel",)
+    return [
+        jnp.result_type(jnp.asarray(t).dtype, *(jnp.asarray(params[f"{name}/{part}"]).dtype for part in used))
+        for t, name in zip(tensors, ("query", "key", "value"))
+    ]
 
 
-def fill_of(dtypes):
-    """The number that a masked logit is set to. Any of the types does: a masked weight is 0 beside one that is not."""
-    joint = jnp.result_type(*(files.dtype_of(dtype) for dtype in dtypes))
-    return float(jnp.finfo(joint).min)
+def attended_in(dtypes):
+    """The type that attention computes in."""
+    return functools.reduce(jnp.promote_types, dtypes)
 
 
-def truth_layer(config, params, dtypes):
+def multiplier(masks, rate, dtype):
+    """What the last of the recorded dropouts multiplies the weights by: rounded to `dtype` as in Flax, then exact."""
+    if not masks:
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"):
+        quotient = masks[-1].astype(dtype) / np.asarray(1.0 - rate).astype(dtype)
+    return quotient.astype(np.float64)
+
+
+def truth_layer(config, params, dtype):
     flat = {name: as_f64(value) for name, value in params.items()}
-    return truth.Layer(flat, config["use_bias"], config["normalize_qk"], fill_of(dtypes))
+    return truth.Layer(flat, config["use_bias"], config["normalize_qk"], float(jnp.finfo(dtype).min))
 
 
-def variables(params, cache=None):
-    tree = {"params": traverse_util.unflatten_dict({k: jnp.asarray(v) for k, v in params.items()}, sep="/")}
-    return tree if cache is None else tree | {"cache": cache}
-
-
-def forward(module, config, call, params, inputs):
-    """One call."""
+def init(place, call, inputs):
+    """The parameters that the module makes. Their bits are expected."""
     recorded = Recorded()
-    tensors = sources(call, inputs)
-    dtypes = computed_in(config, params, tensors)
-    mutable = ["intermediates"] if call.get("sow_weights") else False
-    out = module.apply(variables(params), **call_arguments(call, inputs), mutable=mutable)
-    layer = truth_layer(config, params, dtypes)
-    true_out, true_weights = layer(*map(as_f64, tensors), as_f64(inputs.get(call.get("mask"))))
-    if mutable:
-        out, state = out
-        weights = state["intermediates"]["attention_weights"][0]
-        recorded.add(files.judged("attention_weights", weights, true_weights, dtypes))
-    recorded.add(files.judged("out", out, true_out, dtypes))
+    for name, made in place.init(call_arguments(call, inputs)).items():
+        recorded.add(files.bits(f"params/{name}", made))
     return recorded
 
 
-def decode(module, config, call, params, inputs):
-    """The call that makes the cache, then one token at a time."""
+def forward(place, config, call, params, inputs):
+    """One call, and if there is a `d_out` among the inputs the gradients."""
     recorded = Recorded()
     tensors = sources(call, inputs)
-    dtypes = computed_in(config, params, tensors)
-    layer = truth_layer(config, params, dtypes)
-    init = jnp.asarray(inputs["init_inputs_q"])
-    out_init, state = module.apply(variables(params), init, mutable=["cache"])
-    true_out_init, _ = layer.create_cache(*[as_f64(init)] * 3)
+    dtype = attended_in(computed_in(config, params, tensors))
+    mutable = ["intermediates"] if call.get("sow_weights") else False
+    with calls.kept_masks() as masks:
+        out, state = place.apply(params, call_arguments(call, inputs), mutable=mutable)
+    layer = truth_layer(config, params, dtype)
+    arguments = (*map(as_f64, tensors), as_f64(inputs.get(call.get("mask"))))
+    multiply = multiplier(masks, config["dropout_rate"], dtype)
+    true_out, true_weights = layer(*arguments, multiply)
+    if mutable:
+        weights = state["intermediates"]["attention_weights"][-1]
+        recorded.add(files.judged("attention_weights", weights, true_weights))
+    recorded.add(files.judged("out", out, true_out))
+    recorded.add_keep(masks)
+    if "d_out" in inputs:
+        true = truth_gradients.layer(layer, *arguments, multiply, as_f64(inputs["d_out"]))
+        add_gradients(recorded, place, call, params, inputs, true)
+    return recorded
 
+
+def output_like(place, call, params, inputs):
+    """The shape and type of the layer's output."""
+    return jax.eval_shape(lambda: place.apply(params, call_arguments(call, inputs))[0])
+
+
+def add_gradients(recorded, place, call, params, inputs, true):
+    """The gradients of the parameters, and of the inputs that were given and are numbers of a floating type."""
+    arguments = call_arguments(call, inputs)
+    given = [name for name in INPUTS if name in arguments and jnp.issubdtype(arguments[name].dtype, jnp.inexact)]
+    params = {name: jnp.asarray(value) for name, value in params.items()}
+    _, pull_back = jax.vjp(
+        lambda params, tensors: place.apply(params, arguments | tensors)[0], params, {n: arguments[n] for n in given}
+    )
+    d_params, d_inputs = pull_back(jnp.asarray(inputs["d_out"]))
+    true_d_inputs, true_d_params = true
+    for name in given:
+        paths = [d for d, source in zip(true_d_inputs, source_names(call)) if source == name]
+        recorded.add(files.judged(f"d_{name}", d_inputs[name], sum(paths)))
+    for name, true_d in sorted(true_d_params.items()):
+        # The key's bias moves all logits of a query alike, so its gradient is 0 but for rounding.
+        scale = true_d_params["key/kernel"] if name == "key/bias" else true_d
+        recorded.add(files.judged(f"d_params/{name}", d_params[name], true_d, scale=scale))
+
+
+def decode(place, config, call, params, inputs):
+    """The call that makes the cache, then one token at a time."""
+    recorded = Recorded()
+    dtypes = computed_in(config, params, sources(call, inputs))
+    dtype = attended_in(dtypes)
+    layer = truth_layer(config, params, dtype)
     arguments = call_arguments(call, inputs)
     queries, mask = arguments.pop("inputs_q"), arguments.get("mask")
+    first = {k: v for k, v in arguments.items() if k != "mask"}
+
+    init = jnp.asarray(inputs["init_inputs_q"])
+    with calls.kept_masks() as masks:
+        out_init, state = place.apply(params, first | {"inputs_q": init}, mutable=["cache"])
+    multiply = multiplier(masks, config["dropout_rate"], dtype)
+    true_out_init, _ = layer.create_cache(*[as_f64(init)] * 3, multiply)
+
     outs, true_outs = [], []
     for step in range(queries.shape[-2]):
         token = queries[..., step : step + 1, :]
-        out, state = module.apply(variables(params, state["cache"]), token, **arguments, mutable=["cache"])
+        with calls.kept_masks() as masks:
+            out, state = place.apply(params, arguments | {"inputs_q": token}, state["cache"], mutable=["cache"])
         outs.append(out)
-        true_outs.append(layer.step(*[as_f64(token)] * 3, as_f64(mask))[0])
-    recorded.add(files.judged("out", np.concatenate(outs, axis=-2), np.concatenate(true_outs, axis=-2), dtypes))
+        multiply = multiplier(masks, config["dropout_rate"], dtype)
+        true_outs.append(layer.step(*[as_f64(token)] * 3, as_f64(mask), multiply)[0])
+    recorded.add(files.judged("out", np.concatenate(outs, axis=-2), np.concatenate(true_outs, axis=-2)))
     for name in ("key", "value"):
         cached = state["cache"][f"cached_{name}"]
-        recorded.add(files.judged(f"cache/cached_{name}", cached, layer.cache[name], dtypes))
+        recorded.add(files.judged(f"cache/cached_{name}", cached, layer.cache[name]))
     recorded.add(files.exact("cache/cache_index", state["cache"]["cache_index"]))
-    recorded.add(files.judged("out_init", out_init, true_out_init, dtypes))
+    recorded.add(files.judged("out_init", out_init, true_out_init))
     return recorded
 
 
 def function(name, call, inputs):
     """A call of a function. The mask helpers are exact; their truth is Flax's own."""
-    arguments = with_dtypes({k: v for k, v in call.items() if k != "positional"})
-    if isinstance(arguments.get("pairwise_fn"), str):
-        arguments["pairwise_fn"] = getattr(jnp, arguments["pairwise_fn"])
-    positional = [None if p is None else jnp.asarray(inputs[p]) for p in call.get("positional", [])]
-    got = getattr(nn, name)(*positional, **call_arguments(arguments, inputs))
     recorded = Recorded()
+    with calls.kept_masks() as masks:
+        got = called_function(name, call, inputs)
     if not name.startswith("dot_product_attention"):
         recorded.add(files.exact("out", got))
         return recorded
-    operands = [inputs[call[n]] for n in ("query", "key", "value") if n in call]
-    dtypes = {call.get("dtype") or jnp.result_type(*(o.dtype for o in operands)).name}
+    names = [n for n in ("query", "key", "value") if n in call]
+    dtype = call.get("dtype") or jnp.result_type(*(jnp.asarray(inputs[call[n]]).dtype for n in names))
+    dtype = jnp.zeros((), files.dtype_of(dtype) if isinstance(dtype, str) else dtype).dtype
+    operands = [as_f64(inputs[call[n]]) for n in names]
     bias, mask = (as_f64(inputs.get(call.get(n))) for n in ("bias", "mask"))
-    compute = truth.attention_weights if name.endswith("weights") else truth.attention
-    true = compute(*map(as_f64, operands), bias, mask, fill_of(dtypes))
-    recorded.add(files.judged("out", got, true if name.endswith("weights") else true[0], dtypes))
+    fill = float(jnp.finfo(dtype).min)
+    multiply = multiplier(masks, call.get("dropout_rate", 0.0), dtype)
+    if name.endswith("weights"):
+        true = truth.attention_weights(*operands, bias, mask, fill)
+        true = true if multiply is None else true * multiply
+    else:
+        true, _ = truth.attention(*operands, bias, mask, fill, multiply)
+    recorded.add(files.judged("out", got, true))
+    recorded.add_keep(masks)
+    if "d_out" in inputs:
+        true = truth_gradients.attention(*operands, bias, mask, fill, multiply, as_f64(inputs["d_out"]))
+        add_function_gradients(recorded, name, call, inputs, true)
     return recorded
+
+
+def called_function(name, call, inputs, **tensors):
+    """What the function gives; `tensors` replace arguments."""
+    arguments = calls.with_dtypes({k: v for k, v in call.items() if k != "positional"})
+    if isinstance(arguments.get("pairwise_fn"), str):
+        arguments["pairwise_fn"] = getattr(jnp, arguments["pairwise_fn"])
+    positional = [None if p is None else jnp.asarray(inputs[p]) for p in call.get("positional", [])]
+    return getattr(nn, name)(*positional, **call_arguments(arguments, inputs) | tensors)
+
+
+def add_function_gradients(recorded, name, call, inputs, true):
+    """The gradients of the query, key, value and bias."""
+    given = [n for n in ("query", "key", "value", "bias") if n in call]
+    tensors = {n: jnp.asarray(inputs[call[n]]) for n in given}
+    _, pull_back = jax.vjp(lambda tensors: called_function(name, call, inputs, **tensors), tensors)
+    (gradients,) = pull_back(jnp.asarray(inputs["d_out"]))
+    for n, true_d in zip(("query", "key", "value", "bias"), true):
+        if n in given:
+            recorded.add(files.judged(f"d_{n}", gradients[n], true_d))
+
+
+def function_output_like(name, call, inputs):
+    """The shape and type of the function's result."""
+    return jax.eval_shape(lambda: called_function(name, call, inputs))
 
 
 def exception(make_call):
@@ -198,21 +279,15 @@ def exception(make_call):
     raise AssertionError("the call succeeded")
 
 
-def failed_layer(module_name, config, call, params, inputs, mutable):
+def failed_layer(place, call, params, inputs, mutable):
     """The exception of a layer's call. A cache among the inputs is given to the call."""
     cache = {name.removeprefix("cache/"): jnp.asarray(t) for name, t in inputs.items() if name.startswith("cache/")}
-
-    def make_call():
-        module = module_of(module_name, config)
-        arguments = call_arguments(call, inputs)
-        module.apply(variables(params, cache or None), **arguments, mutable=mutable)
-
-    return exception(make_call)
+    return exception(lambda: place.apply(params, call_arguments(call, inputs), cache or None, mutable=mutable))
 
 
 def failed_function(name, call, inputs):
     """The exception of a function's call."""
-    return exception(lambda: function(name, call, inputs))
+    return exception(lambda: called_function(name, call, inputs))
 
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -47,10 +47,11 @@ def attention_weights(query, key, bias, mask, fill):
     return softmax(logits)
 
 
-def attention(query, key, value, bias, mask, fill):
-    """The attended values and the weights."""
+def attention(query, key, value, bias, mask, fill, multiplier=None):
+    """The attended values, and the weights before dropout, which multiplies them by `multiplier`."""
     weights = attention_weights(query, key, bias, mask, fill)
-    return np.einsum("...hqk,...khd->...qhd", weights, value), weights
+    dropped = weights if multiplier is None else weights * multiplier
+    return np.einsum("...hqk,...khd->...qhd", dropped, value), weights
 
 
 class Layer:
@@ -63,20 +64,20 @@ class Layer:
         self.fill = fill
         self.cache = None
 
-    def __call__(self, q, k, v, mask):
-        """The output and the weights of an ordinary call."""
-        query, key, value = self._projected(q, k, v)
-        return self._attended(query, key, value, mask)
+    def __call__(self, q, k, v, mask, multiplier=None):
+        """The output and the weights before dropout of an ordinary call."""
+        query, key, value = self._heads(q, k, v)
+        return self._attended(query, key, value, mask, multiplier)
 
-    def create_cache(self, q, k, v):
+    def create_cache(self, q, k, v, multiplier=None):
         """The call that makes the cache: it attends as usual and stores nothing but zeros."""
-        query, key, value = self._projected(q, k, v)
+        query, key, value = self._heads(q, k, v)
         self.cache = {"key": np.zeros_like(key), "value": np.zeros_like(value), "index": 0}
-        return self._attended(query, key, value, None)
+        return self._attended(query, key, value, None, multiplier)
 
-    def step(self, q, k, v, mask):
+    def step(self, q, k, v, mask, multiplier=None):
         """One token: past the end the last slot is written again, and the index counts on."""
-        query, key, value = self._projected(q, k, v)
+        query, key, value = self._heads(q, k, v)
         max_length = self.cache["key"].shape[-3]
         slot = min(self.cache["index"], max_length - 1)
         self.cache["key"][..., slot, :, :] = key[..., 0, :, :]
@@ -84,20 +85,26 @@ class Layer:
         written = np.arange(max_length) <= self.cache["index"]
         self.cache["index"] += 1
         seen = written if mask is None else np.logical_and(written, mask != 0)
-        return self._attended(query, self.cache["key"], self.cache["value"], seen)
+        return self._attended(query, self.cache["key"], self.cache["value"], seen, multiplier)
 
-    def _projected(self, q, k, v):
-        query, key, value = (
-            project(x, self.params[f"{name}/kernel"], self._bias(name))
-            for name, x in (("query", q), ("key", k), ("value", v))
-        )
-        if self.normalize_qk:
-            query = layer_norm(query, self.params["query_ln/scale"])
-            key = layer_norm(key, self.params["key_ln/scale"])
-        return query, key, value
+    def project(self, name, x):
+        """The heads that the projection `name` makes of `x`, before a norm."""
+        return project(x, self.params[f"{name}/kernel"], self._bias(name))
 
-    def _attended(self, query, key, value, mask):
-        x, weights = attention(query, key, value, None, mask, self.fill)
+    def has_norm(self, name):
+        """Whether heads of this name are normalized."""
+        return self.normalize_qk and name != "value"
+
+    def normalized(self, name, heads):
+        """The heads as attention takes them."""
+        return layer_norm(heads, self.params[f"{name}_ln/scale"]) if self.has_norm(name) else heads
+
+    def _heads(self, q, k, v):
+        named = (("query", q), ("key", k), ("value", v))
+        return [self.normalized(name, self.project(name, x)) for name, x in named]
+
+    def _attended(self, query, key, value, mask, multiplier):
+        x, weights = attention(query, key, value, None, mask, self.fill, multiplier)
         return project_out(x, self.params["out/kernel"], self._bias("out")), weights
 
     def _bias(self, name):
