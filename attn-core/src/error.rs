@@ -169,6 +169,12 @@ pub enum Error {
     DropoutRngMissing,
     /// A parameter is to be drawn and there is no key for it (Flax: `InvalidRngError`).
     ParamsRngMissing,
+    /// A shape whose inputs and outputs cannot be told (Flax: `ValueError`) or are none (`ZeroDivisionError`), where the variance of a
+    /// parameter is to be divided by them.
+    FanShape {
+        /// The shape.
+        got: Dims,
+    },
     /// A dropout rate that is not a probability. Flax takes it for one all the same.
     DropoutRate {
         /// The rate.
@@ -313,6 +319,11 @@ impl fmt::Display for Error {
             ),
             Self::DropoutRngMissing => f.write_str("dropout needs a random key; pass `dropout_rng`, or set `deterministic`"),
             Self::ParamsRngMissing => f.write_str("parameters are drawn from a random key and there is none; set `params` of the streams"),
+            Self::FanShape { got } => write!(
+                f,
+                "an initializer that scales by the numbers of inputs and outputs got the shape {got}; it needs two axes or more, none of them 0. \
+                 Give this parameter another initializer, such as zeros or normal"
+            ),
             Self::DropoutRate { got } => {
                 write!(f, "`dropout_rate` is {got}; it must lie between 0 and 1. Give the probability that a weight is dropped")
             }

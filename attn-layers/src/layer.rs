@@ -3,6 +3,7 @@
 use crate::cache::{AnyCache, CacheAccess};
 use crate::forward::{self, Pass};
 use crate::hooks::{AttentionFn, DotGeneral, DotGeneralCls, EinsumCls};
+use crate::initializers::Initializer;
 use crate::params::ParamSource;
 use crate::prefill::prefill;
 use crate::stage::HostKernels;
@@ -19,48 +20,6 @@ pub enum Precision {
     High,
     /// Exact in the dtype.
     Highest,
-}
-
-/// A function of `jax.nn.initializers`, kept for the time when parameters are made.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub enum Initializer {
-    /// `lecun_normal()`, the default of kernels.
-    LecunNormal,
-    /// `lecun_uniform()`.
-    LecunUniform,
-    /// `he_normal()`.
-    HeNormal,
-    /// `he_uniform()`.
-    HeUniform,
-    /// `xavier_normal()`.
-    XavierNormal,
-    /// `xavier_uniform()`.
-    XavierUniform,
-    /// `normal(stddev)`.
-    Normal {
-        /// Standard deviation.
-        stddev: f64,
-    },
-    /// `truncated_normal(stddev)`.
-    TruncatedNormal {
-        /// Standard deviation before the cut.
-        stddev: f64,
-    },
-    /// `uniform(scale)`.
-    Uniform {
-        /// The end of the range that begins at 0.
-        scale: f64,
-    },
-    /// `constant(value)`.
-    Constant {
-        /// The value.
-        value: f64,
-    },
-    /// `zeros`, the default of biases.
-    Zeros,
-    /// `ones`.
-    Ones,
 }
 
 /// `flax.linen.MultiHeadDotProductAttention`: plain configuration that holds no data. Dtypes are those of the arrays at hand and
@@ -98,13 +57,13 @@ pub struct MultiHeadDotProductAttention<'h> {
     /// Precision of the products.
     pub precision: Option<Precision>,
     /// Initializer of the kernels of query, key, value, and of out unless it has its own.
-    pub kernel_init: Initializer,
+    pub kernel_init: Initializer<'h>,
     /// Initializer of out's kernel.
-    pub out_kernel_init: Option<Initializer>,
+    pub out_kernel_init: Option<Initializer<'h>>,
     /// Initializer of the biases of query, key, value, and of out unless it has its own.
-    pub bias_init: Initializer,
+    pub bias_init: Initializer<'h>,
     /// Initializer of out's bias.
-    pub out_bias_init: Option<Initializer>,
+    pub out_bias_init: Option<Initializer<'h>>,
     /// Whether the dense layers have a bias.
     pub use_bias: bool,
     /// A replacement of the attention core.

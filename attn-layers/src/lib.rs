@@ -11,6 +11,8 @@ extern crate alloc;
 extern crate std;
 
 mod decode;
+pub mod init;
+pub mod initializers;
 mod inputs;
 pub mod io;
 mod params;
@@ -56,6 +58,7 @@ pub use decode::{
     AnyDecodeCache, DecodeCache, DecodeCacheBF16, DecodeCacheF16, DecodeCacheF32, DecodeCacheF64,
     OnFull,
 };
+pub use initializers::Initializer;
 pub use inputs::{AnyInputs, Inputs, InputsBF16, InputsF16, InputsF32, InputsF64};
 pub use params::{
     AnyParams, Dense, ParamSource, Params, ParamsBF16, ParamsF16, ParamsF32, ParamsF64, SplitHeads,
@@ -75,9 +78,10 @@ pub use functions::{DotProductAttention, dot_product_attention, dot_product_atte
 #[cfg(feature = "alloc")]
 pub use hooks::{AttentionArgs, AttentionFn, DotGeneral, DotGeneralCls, Einsum, EinsumCls};
 #[cfg(feature = "alloc")]
+pub use init::{InitShapes, InitialParams};
+#[cfg(feature = "alloc")]
 pub use layer::{
-    Call, Initializer, MultiHeadAttention, MultiHeadDotProductAttention, Output, Precision,
-    SelfAttention,
+    Call, MultiHeadAttention, MultiHeadDotProductAttention, Output, Precision, SelfAttention,
 };
 #[cfg(feature = "alloc")]
 pub use masks::{combine_masks, make_attention_mask, make_attention_mask_with, make_causal_mask};

@@ -4,6 +4,7 @@
 //! module: the first word of their SHA-1 is folded into the key.
 
 use super::{Convention, Key};
+use crate::initializers::NormalOrder;
 use attn_core::{Error, Result};
 use sha1::{Digest, Sha1};
 
@@ -46,6 +47,8 @@ pub struct Rngs {
     pub convention: Convention,
     /// How Flax was set up.
     pub names: PathNames,
+    /// In which order initializers scale normal numbers.
+    pub normal_order: NormalOrder,
 }
 
 impl Rngs {
