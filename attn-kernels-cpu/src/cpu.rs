@@ -4,7 +4,7 @@ use crate::element::Stored;
 use crate::isa::Isa;
 use crate::simd::Level;
 use crate::threads::{Jobs, Threads};
-use crate::{attend, normalize, project};
+use crate::{attend, attend_backward, normalize, project};
 use attn_core::{
     Attention, AttentionBackward, AttentionShape, Backend, Error, Host, HostView, HostViewMut,
     Kernels, NormalizeBackward, Projection, ProjectionBackward, Result,
@@ -133,20 +133,11 @@ impl Backend for Cpu {
     }
 }
 
-/// What is said until there are gradients.
-fn no_gradients() -> Error {
-    Error::Unsupported {
-        backend: "attn-kernels-cpu",
-        feature: "gradients",
-        instead: "Use a backend that has them",
-    }
-}
-
 macro_rules! impl_kernels {
     ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {$(
         impl Kernels<$type> for Cpu {
-            fn project_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {
-                project::scratch::<$type>(self, rows, features, outputs)
+            fn project_scratch(&self, rows: usize, features: usize, _outputs: usize) -> usize {
+                project::scratch::<$type>(self, rows, features)
             }
 
             fn project(
@@ -175,24 +166,24 @@ macro_rules! impl_kernels {
                 attend::attend(self, call, out, scratch)
             }
 
-            fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-                0
+            fn project_backward_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {
+                project::backward_scratch::<$type>(self, rows, features, outputs)
             }
 
-            fn project_backward(&self, _: ProjectionBackward<'_, Host, $type>, _: &mut [$acc]) -> Result<()> {
-                Err(no_gradients())
+            fn project_backward(&self, call: ProjectionBackward<'_, Host, $type>, scratch: &mut [$acc]) -> Result<()> {
+                project::project_backward(self, call, scratch)
             }
 
-            fn normalize_backward(&self, _: NormalizeBackward<'_, Host, $type>) -> Result<()> {
-                Err(no_gradients())
+            fn normalize_backward(&self, call: NormalizeBackward<'_, Host, $type>) -> Result<()> {
+                normalize::normalize_backward(call)
             }
 
-            fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
-                0
+            fn attend_backward_scratch(&self, shape: &AttentionShape) -> usize {
+                attend_backward::scratch::<$type>(self, shape)
             }
 
-            fn attend_backward(&self, _: AttentionBackward<'_, Host, $type>, _: &mut [$acc]) -> Result<()> {
-                Err(no_gradients())
+            fn attend_backward(&self, call: AttentionBackward<'_, Host, $type>, scratch: &mut [$acc]) -> Result<()> {
+                attend_backward::attend_backward(self, call, scratch)
             }
         }
     )+};

@@ -18,12 +18,11 @@
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
 use crate::heads::{Heads, row_start, write_narrowed, write_row};
-use crate::micro::{
-    self, Block, ByColumns, MAX_WIDTH, for_each_block, load_row, multiply, store_row, width,
-};
+use crate::micro::{MAX_WIDTH, for_each_block, width};
+use crate::products::Columns;
 use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
 use crate::shared::Shared;
-use crate::simd::{Lane, Simd, SimdBase, lanes, load, splat};
+use crate::simd::{Lane, Simd, SimdBase, lanes, load};
 use crate::softmax::{self, Running};
 use attn_core::{AttentionShape, FullyMasked, Layout};
 use core::ops::Range;
@@ -164,10 +163,10 @@ impl<T: Stored> Call<'_, T> {
             for_each_block::<S, T::Acc, _>(
                 simd,
                 depth,
-                &mut Values {
-                    v,
-                    p,
-                    o,
+                &mut Columns {
+                    rows: v,
+                    lanes: p,
+                    out: o,
                     alpha: running.alpha,
                     depth,
                     keys: keys.len(),
@@ -279,39 +278,6 @@ fn divide<S: Simd, A: Lane>(simd: S, o: &mut [A], l: &[A]) {
     for row in o.chunks_exact_mut(width) {
         for (o, l) in row.chunks_exact_mut(lanes).zip(l.chunks_exact(lanes)) {
             (load::<S, A>(simd, o) / load::<S, A>(simd, l)).store_slice(o);
-        }
-    }
-}
-
-/// `o = o · alpha + vᵀ · p` for some columns of the values.
-struct Values<'a, A> {
-    v: &'a [A],
-    p: &'a [A],
-    o: &'a mut [A],
-    alpha: &'a [A],
-    depth: usize,
-    keys: usize,
-}
-
-impl<S: Simd, A: Lane> Block<S> for Values<'_, A> {
-    #[inline(always)]
-    fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
-        let width = width::<S, A>();
-        let alpha = load_row::<S, A>(simd, self.alpha);
-        let o = &mut self.o[first * width..][..ROWS * width];
-        let mut acc: micro::Tile<S, A, ROWS> = [[splat(simd, A::default()); 2]; ROWS];
-        for (acc, o) in acc.iter_mut().zip(o.chunks_exact(width)) {
-            let row = load_row::<S, A>(simd, o);
-            *acc = core::array::from_fn(|v| row[v] * alpha[v]);
-        }
-        let left = ByColumns {
-            matrix: self.v,
-            stride: self.depth,
-            first,
-        };
-        let acc = multiply(simd, self.keys, &left, self.p, width, acc);
-        for (row, to) in acc.into_iter().zip(o.chunks_exact_mut(width)) {
-            store_row::<S, A>(row, to);
         }
     }
 }

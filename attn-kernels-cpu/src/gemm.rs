@@ -15,11 +15,12 @@ const MIN_ROWS: usize = 16;
 /// Fewest multiply-adds for which packing pays.
 const MIN_WORK: usize = 32 * 32 * 32;
 
-/// A matrix in a slice: index of its first element and elements from one row to the next; columns are contiguous.
+/// A matrix in a slice: index of its first element, elements from one row and from one column to the next.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows {
+pub(crate) struct Strided {
     pub(crate) first: usize,
-    pub(crate) stride: usize,
+    pub(crate) row: usize,
+    pub(crate) column: usize,
 }
 
 /// Whether matrixmultiply is the way for this product.
@@ -33,27 +34,27 @@ pub(crate) fn serves<T: Element>(cpu: &Cpu, (m, k, n): (usize, usize, usize)) ->
         && cpu.isa() == crate::isa::Isa::detect()
 }
 
-/// `out[m, n] = left[m, k] · right[k, n]` for a product that it [`serves`].
+/// `out[m, n] = left[m, k] · right[k, n]` for a product that it [`serves`], added to what is there with `accumulate`.
 #[cfg(feature = "std")]
 pub(crate) fn multiply<T: Element>(
     (m, k, n): (usize, usize, usize),
-    left: &[T],
-    left_rows: Rows,
-    right: &[T],
-    right_rows: Rows,
-    out: &mut [T],
-    out_rows: Rows,
+    (left, left_at): (&[T], Strided),
+    (right, right_at): (&[T], Strided),
+    (out, out_at): (&mut [T], Strided),
+    accumulate: bool,
 ) {
     // What makes the pointer arithmetic below sound, checked here once.
-    let inside = |rows: Rows, count: usize, columns: usize, len: usize| {
-        count == 0 || columns == 0 || rows.first + (count - 1) * rows.stride + columns <= len
+    let inside = |at: Strided, rows: usize, columns: usize, len: usize| {
+        rows == 0
+            || columns == 0
+            || at.first + (rows - 1) * at.row + (columns - 1) * at.column < len
     };
     assert!(
-        inside(left_rows, m, k, left.len()) && inside(right_rows, k, n, right.len()),
+        inside(left_at, m, k, left.len()) && inside(right_at, k, n, right.len()),
         "factors outside their buffers"
     );
     assert!(
-        inside(out_rows, m, n, out.len()) && out_rows.stride >= n,
+        inside(out_at, m, n, out.len()) && out_at.row >= n && out_at.column == 1,
         "product outside its buffer"
     );
     macro_rules! call {
@@ -63,15 +64,20 @@ pub(crate) fn multiply<T: Element>(
                 bytemuck::try_cast_slice::<T, $type>(right),
                 bytemuck::try_cast_slice_mut::<T, $type>(out),
             ) {
-                let (left, right) = (left[left_rows.first..].as_ptr(), right[right_rows.first..].as_ptr());
-                let out = out[out_rows.first..].as_mut_ptr();
-                let stride = |rows: Rows| rows.stride as isize;
+                let (left, right) = (
+                    left[left_at.first.min(left.len())..].as_ptr(),
+                    right[right_at.first.min(right.len())..].as_ptr(),
+                );
+                let out = out[out_at.first..].as_mut_ptr();
+                let strides = |at: Strided| (at.row as isize, at.column as isize);
+                let ((rsa, csa), (rsb, csb), (rsc, csc)) =
+                    (strides(left_at), strides(right_at), strides(out_at));
+                let beta = if accumulate { 1.0 } else { 0.0 };
                 // SAFETY: every index that the three matrices reach was checked above to lie inside its slice, and `out` is
                 // borrowed exclusively.
                 unsafe {
                     $gemm(
-                        m, k, n, 1.0, left, stride(left_rows), 1, right, stride(right_rows), 1, 0.0, out,
-                        stride(out_rows), 1,
+                        m, k, n, 1.0, left, rsa, csa, right, rsb, csb, beta, out, rsc, csc,
                     );
                 }
             }
@@ -88,11 +94,9 @@ pub(crate) fn multiply<T: Element>(
 #[cfg(not(feature = "std"))]
 pub(crate) fn multiply<T: Element>(
     _: (usize, usize, usize),
-    _: &[T],
-    _: Rows,
-    _: &[T],
-    _: Rows,
-    _: &mut [T],
-    _: Rows,
+    _: (&[T], Strided),
+    _: (&[T], Strided),
+    _: (&mut [T], Strided),
+    _: bool,
 ) {
 }

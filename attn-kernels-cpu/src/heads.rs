@@ -114,3 +114,22 @@ pub(crate) fn write_row<T: attn_core::Scalar>(
     // `ViewMut` guarantees that no two elements share an index.
     unsafe { out.write(start, stride, row) };
 }
+
+/// Adds a row to what is there, element after element: with a stride of 0 all go to the same one.
+#[inline(always)]
+#[expect(unsafe_code, reason = "each job adds to elements of its own")]
+pub(crate) fn add_to_row<A: crate::simd::Lane>(
+    to: &Shared<'_, A>,
+    start: usize,
+    stride: usize,
+    row: &[A],
+) {
+    let Some(last) = row.len().checked_sub(1) else {
+        return;
+    };
+    // SAFETY: the jobs of a gradient that is shared are cut by its elements, so no other job reaches these while the slice lives.
+    let to = unsafe { to.slice(start..start + last * stride + 1) };
+    for (n, &value) in row.iter().enumerate() {
+        to[n * stride] += value;
+    }
+}

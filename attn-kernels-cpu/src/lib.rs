@@ -43,7 +43,10 @@ extern crate alloc;
 extern crate std;
 
 mod attend;
+mod attend_backward;
+mod backward;
 mod cpu;
+mod dense;
 mod dropout;
 mod element;
 mod flash;
@@ -52,6 +55,7 @@ mod heads;
 mod isa;
 mod micro;
 mod normalize;
+mod products;
 mod project;
 mod scores;
 mod shared;

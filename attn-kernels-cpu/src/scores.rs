@@ -4,7 +4,8 @@
 
 use crate::element::Stored;
 use crate::heads::Heads;
-use crate::micro::{Block, ByRows, for_each_block, multiply, store_row, width, zeros};
+use crate::micro::{for_each_block, width};
+use crate::products::Products;
 use crate::simd::{Lane, Simd};
 use crate::visibility::{Seen, Visibility};
 use attn_core::{AttentionShape, FullyMasked, HostView};
@@ -172,36 +173,4 @@ pub(crate) fn tiles_of_keys(key_length: usize) -> impl Iterator<Item = Range<usi
 #[inline(always)]
 pub(crate) fn lane_index(width: usize, i: usize, n: usize) -> usize {
     i / width * width * KEYS + n * width + i % width
-}
-
-/// `out = rows · lanesᵀ` for some rows: scores from keys and queries, the gradients of weights from values and gradients of the
-/// output.
-pub(crate) struct Products<'a, A> {
-    pub(crate) rows: &'a [A],
-    /// Transposed, `[depth][width]`.
-    pub(crate) lanes: &'a [A],
-    pub(crate) out: &'a mut [A],
-    pub(crate) depth: usize,
-}
-
-impl<S: Simd, A: Lane> Block<S> for Products<'_, A> {
-    #[inline(always)]
-    fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
-        let width = width::<S, A>();
-        let left = ByRows::<A, ROWS>::new(self.rows, self.depth, first, self.depth);
-        let acc = multiply(
-            simd,
-            self.depth,
-            &left,
-            self.lanes,
-            width,
-            zeros::<S, A, ROWS>(simd),
-        );
-        for (row, to) in acc
-            .into_iter()
-            .zip(self.out[first * width..].chunks_exact_mut(width))
-        {
-            store_row::<S, A>(row, to);
-        }
-    }
 }

@@ -1,0 +1,125 @@
+//! A call for the gradients of attention: checks, jobs, threads.
+
+use crate::attend::{SUPPORTED, scoring, shared};
+use crate::backward::{Call, Tiles};
+use crate::cpu::Cpu;
+use crate::dropout::Dropped;
+use crate::element::Stored;
+use crate::heads::Heads;
+use crate::simd::{Kernel, Lane, Simd};
+use crate::threads::Jobs;
+use attn_core::{AttentionBackward, AttentionShape, Error, Host, Layout, Result};
+
+pub(crate) fn scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
+    let heads = shape.batch.saturating_mul(shape.num_heads).max(1);
+    Tiles::<T::Acc>::size(shape).saturating_mul(cpu.threads().min(heads))
+}
+
+pub(crate) fn attend_backward<T: Stored>(
+    cpu: &Cpu,
+    request: AttentionBackward<'_, Host, T>,
+    scratch: &mut [T::Acc],
+) -> Result<()> {
+    request
+        .call
+        .check_supported("attn-kernels-cpu", SUPPORTED)?;
+    let shape = request.shape()?;
+    let wanted = self::scratch::<T>(cpu, &shape);
+    if scratch.len() < wanted {
+        return Err(Error::Scratch {
+            argument: "tiles",
+            got: scratch.len(),
+            wanted,
+        });
+    }
+    let AttentionBackward {
+        call,
+        out,
+        statistics,
+        d_out,
+        mut d_query,
+        mut d_key,
+        mut d_value,
+        mut d_bias,
+    } = request;
+    let weights = shape.weights(call.query.shape())?;
+    let dropout = call
+        .dropout
+        .map(|dropout| Dropped::new(&dropout, &shape))
+        .transpose()?;
+    let (scoring, value) = scoring(&call, &shape)?;
+    let d_bias = match &mut d_bias {
+        None => None,
+        Some(d_bias) => {
+            clear(d_bias);
+            let (to, layout) = shared(d_bias);
+            Some((to, layout.broadcast_to("d_bias", &weights)?))
+        }
+    };
+    let call = Call {
+        scoring,
+        value,
+        dropout,
+        out: Heads::new(&out),
+        statistics,
+        d_out: Heads::new(&d_out),
+        d_query: shared(&mut d_query),
+        d_key: shared(&mut d_key),
+        d_value: shared(&mut d_value),
+        d_bias,
+    };
+    let heads = shape.batch * shape.num_heads;
+    let mut run = |jobs, of_bias| {
+        let each = Tiles::<T::Acc>::size(&shape);
+        cpu.run(jobs, scratch, each, |jobs, scratch| {
+            cpu.level().dispatch(Worker {
+                call: &call,
+                jobs,
+                of_bias,
+                scratch,
+            });
+        });
+    };
+    run(heads, false);
+    if call.d_bias.is_some() {
+        run(call.bias_jobs(), true);
+    }
+    Ok(())
+}
+
+/// Zeros in every element of a view.
+fn clear<A: Lane>(view: &mut attn_core::HostViewMut<'_, A>) {
+    let layout: Layout = *view.layout();
+    let rank = layout.shape().rank();
+    for n in 0..layout.elements() {
+        view.buf_mut()[layout.base(rank, n)] = A::default();
+    }
+}
+
+/// One thread's share of the jobs.
+struct Worker<'a, 'c, T: Stored> {
+    call: &'a Call<'c, T>,
+    jobs: &'a Jobs,
+    /// Whether they are those of the bias.
+    of_bias: bool,
+    scratch: &'a mut [T::Acc],
+}
+
+impl<T: Stored> Kernel for Worker<'_, '_, T>
+where
+    T::Acc: Lane,
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let mut tiles = Tiles::cut(self.scratch, &self.call.scoring.shape);
+        while let Some(number) = self.jobs.take() {
+            if self.of_bias {
+                self.call.run_bias(simd, number, &mut tiles);
+            } else {
+                self.call.run(simd, number, &mut tiles);
+            }
+        }
+    }
+}

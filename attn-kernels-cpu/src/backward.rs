@@ -1,0 +1,531 @@
+//! The gradients of one head, tile by tile: weights are made again from the statistics of their rows.
+//!
+//! ```text
+//! dk = 0, dv = 0
+//! for each tile of queries:
+//!     delta = Σ do · o,  dq = 0
+//!     for each tile of keys:
+//!         p  = e^(score - m) / l        as in the forward pass
+//!         dp = v · doᵀ · keep           keep: dropout's factors, made again
+//!         ds = p · (dp - delta)         0 where the mask hides
+//!         dq += kᵀ · ds;  dk += ds · q;  dv += (p · keep) · do
+//! ```
+//!
+//! Five products where the forward pass has two. `dk` and `dv` of the head stay in scratch until its last query, so a job is a
+//! whole head and nothing is computed twice or shared between threads.
+
+use crate::dropout::{Dropped, Strip};
+use crate::element::Stored;
+use crate::heads::{Heads, add_to_row, row_start, write_narrowed};
+use crate::micro::{MAX_WIDTH, for_each_block, width};
+use crate::products::{Columns, OverQueries, Products};
+use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
+use crate::shared::Shared;
+use crate::simd::{Lane, Simd, SimdBase, lanes, load};
+use crate::softmax;
+use crate::visibility::Seen;
+use attn_core::{AttentionShape, FullyMasked, HostView, Layout};
+use core::ops::Range;
+
+/// Bytes to which the tiles are aligned.
+const ALIGN: usize = 64;
+
+/// An output that several threads write, and where its elements lie.
+pub(crate) type Output<'a, T> = (Shared<'a, T>, Layout);
+
+/// What all jobs of a call share.
+pub(crate) struct Call<'a, T: Stored> {
+    pub(crate) scoring: Scoring<'a, T>,
+    pub(crate) value: Heads<'a, T>,
+    pub(crate) dropout: Option<Dropped<T::Acc>>,
+    pub(crate) out: Heads<'a, T>,
+    pub(crate) statistics: HostView<'a, T::Acc>,
+    pub(crate) d_out: Heads<'a, T>,
+    pub(crate) d_query: Output<'a, T>,
+    pub(crate) d_key: Output<'a, T>,
+    pub(crate) d_value: Output<'a, T>,
+    /// The layout is that of the bias, broadcast to the shape of the weights.
+    pub(crate) d_bias: Option<Output<'a, T::Acc>>,
+}
+
+/// The tiles of one worker, cut from its scratch. A stride is a depth, rounded up to whole register tiles.
+pub(crate) struct Tiles<'a, A> {
+    /// Scaled queries, `[strip][depth][width]`.
+    q: &'a mut [A],
+    /// Scaled queries, `[query][stride]`.
+    q_rows: &'a mut [A],
+    /// Gradients of the output, `[strip][value_depth][width]`.
+    d_out: &'a mut [A],
+    /// Gradients of the output, `[query][stride]`.
+    d_out_rows: &'a mut [A],
+    /// Weights, `[strip][KEYS][width]`.
+    p: &'a mut [A],
+    /// Gradients of weights, then of scores.
+    ds: &'a mut [A],
+    /// Gradients of scaled queries, `[strip][depth][width]`.
+    dq: &'a mut [A],
+    k: &'a mut [A],
+    v: &'a mut [A],
+    /// Dropout's factors of one strip.
+    keep: &'a mut [A],
+    m: &'a mut [A],
+    l: &'a mut [A],
+    delta: &'a mut [A],
+    ones: &'a mut [A],
+    rows: [&'a mut [A]; 2],
+    /// Gradients of all keys of the head, `[key][stride]`.
+    dk: &'a mut [A],
+    /// Gradients of all values of the head, `[key][stride]`.
+    dv: &'a mut [A],
+}
+
+/// A depth, rounded up to whole register tiles of every instruction set.
+const fn padded(depth: usize) -> usize {
+    depth.div_ceil(MAX_WIDTH).saturating_mul(MAX_WIDTH)
+}
+
+impl<'a, A: Lane> Tiles<'a, A> {
+    /// Elements of each buffer, in the order in which they are cut: multiples of the alignment first.
+    const fn lengths(shape: &AttentionShape) -> [usize; 18] {
+        let (depth, value_depth, keys) = (shape.depth, shape.value_depth, shape.key_length);
+        let row = if depth > value_depth {
+            depth
+        } else {
+            value_depth
+        };
+        [
+            KEYS * QUERIES,
+            KEYS * QUERIES,
+            KEYS * MAX_WIDTH,
+            QUERIES,
+            QUERIES,
+            QUERIES,
+            MAX_WIDTH,
+            QUERIES.saturating_mul(padded(depth)),
+            QUERIES.saturating_mul(padded(value_depth)),
+            keys.saturating_mul(padded(depth)),
+            keys.saturating_mul(padded(value_depth)),
+            QUERIES.saturating_mul(depth),
+            QUERIES.saturating_mul(value_depth),
+            QUERIES.saturating_mul(depth),
+            KEYS.saturating_mul(depth),
+            KEYS.saturating_mul(value_depth),
+            row,
+            row,
+        ]
+    }
+
+    /// Elements of scratch for one worker.
+    pub(crate) const fn size(shape: &AttentionShape) -> usize {
+        let lengths = Self::lengths(shape);
+        let mut sum = ALIGN / size_of::<A>();
+        let mut i = 0;
+        while i < lengths.len() {
+            sum = sum.saturating_add(lengths[i]);
+            i += 1;
+        }
+        sum
+    }
+
+    /// Cuts `scratch`, which has at least [`Tiles::size`] elements.
+    pub(crate) fn cut(scratch: &'a mut [A], shape: &AttentionShape) -> Self {
+        let skip = scratch
+            .as_ptr()
+            .align_offset(ALIGN)
+            .min(ALIGN / size_of::<A>());
+        let mut rest = &mut scratch[skip..];
+        let [
+            p,
+            ds,
+            keep,
+            m,
+            l,
+            delta,
+            ones,
+            q_rows,
+            d_out_rows,
+            dk,
+            dv,
+            q,
+            d_out,
+            dq,
+            k,
+            v,
+            row,
+            other,
+        ] = Self::lengths(shape).map(|length| {
+            let (head, tail) = core::mem::take(&mut rest).split_at_mut(length);
+            rest = tail;
+            head
+        });
+        ones.fill(A::from(1i8));
+        Self {
+            q,
+            q_rows,
+            d_out,
+            d_out_rows,
+            p,
+            ds,
+            dq,
+            k,
+            v,
+            keep,
+            m,
+            l,
+            delta,
+            ones,
+            rows: [row, other],
+            dk,
+            dv,
+        }
+    }
+}
+
+impl<T: Stored> Call<'_, T> {
+    /// The gradients of one head of one batch entry.
+    #[inline(always)]
+    pub(crate) fn run<S: Simd>(&self, simd: S, matrix: usize, tiles: &mut Tiles<'_, T::Acc>) {
+        let shape = &self.scoring.shape;
+        tiles.dk.fill(T::Acc::default());
+        tiles.dv.fill(T::Acc::default());
+        for queries in tiles_of_queries(shape.query_length) {
+            let job = self.job(matrix, queries);
+            self.load(simd, &job, tiles);
+            tiles.dq.fill(T::Acc::default());
+            for keys in self.scoring.tiles(&job) {
+                self.score_gradients(simd, &job, keys.clone(), tiles);
+                self.accumulate(simd, &job, keys, tiles);
+            }
+            self.write_d_query(simd, &job, tiles);
+        }
+        let job = self.job(matrix, 0..0);
+        let strides = [shape.depth, shape.value_depth].map(stride::<S, T::Acc>);
+        write_rows(&self.d_key, &job, tiles.dk, strides[0], shape.depth);
+        write_rows(&self.d_value, &job, tiles.dv, strides[1], shape.value_depth);
+    }
+
+    fn job(&self, matrix: usize, queries: Range<usize>) -> Job {
+        Job {
+            batch: matrix / self.scoring.shape.num_heads,
+            head: matrix % self.scoring.shape.num_heads,
+            queries,
+        }
+    }
+
+    /// Queries and gradients of the output, as rows and transposed; statistics; `delta`.
+    #[inline(always)]
+    fn load<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
+        let [row, other] = &mut tiles.rows;
+        self.scoring.load_queries(simd, job, tiles.q, row);
+        let shape = &self.scoring.shape;
+        let (depth, value_depth) = (shape.depth, shape.value_depth);
+        let (width, strides) = (
+            width::<S, T::Acc>(),
+            [depth, value_depth].map(stride::<S, T::Acc>),
+        );
+        tiles.d_out.fill(T::Acc::default());
+        tiles.d_out_rows.fill(T::Acc::default());
+        tiles.q_rows.fill(T::Acc::default());
+        tiles.m.fill(T::Acc::default());
+        tiles.l.fill(T::Acc::from(1i8));
+        tiles.delta.fill(T::Acc::default());
+        for (i, query) in job.queries.clone().enumerate() {
+            let lane = i % width;
+            let q = &tiles.q[(i - lane) * depth..][..width * depth];
+            let q_row = &mut tiles.q_rows[i * strides[0]..][..depth];
+            for (to, from) in q_row.iter_mut().zip(q.chunks_exact(width)) {
+                *to = from[lane];
+            }
+            let one = query..query + 1;
+            let d_out_row = &mut tiles.d_out_rows[i * strides[1]..][..value_depth];
+            self.d_out
+                .widen(job.batch, job.head, one.clone(), value_depth, d_out_row);
+            let d_out = &mut tiles.d_out[(i - lane) * value_depth..][..width * value_depth];
+            for (to, from) in d_out.chunks_exact_mut(width).zip(d_out_row.iter()) {
+                to[lane] = *from;
+            }
+            let out_row = &mut other[..value_depth];
+            self.out
+                .widen(job.batch, job.head, one, value_depth, out_row);
+            tiles.delta[i] = dot(d_out_row, out_row);
+            [tiles.m[i], tiles.l[i]] = self.statistics(job, query);
+        }
+    }
+
+    fn statistics(&self, job: &Job, query: usize) -> [T::Acc; 2] {
+        let layout = self.statistics.layout();
+        let axes = layout.shape().rank() - 1;
+        let row = self.scoring.matrix(job) * self.scoring.shape.query_length + query;
+        let start = layout.base(axes, row);
+        [0, layout.strides()[axes]].map(|offset| self.statistics.buf()[start + offset])
+    }
+
+    /// Weights and gradients of scores of a tile of keys; weights with dropout's factors.
+    #[inline(always)]
+    fn score_gradients<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        keys: Range<usize>,
+        tiles: &mut Tiles<'_, T::Acc>,
+    ) {
+        let scoring = &self.scoring;
+        let (width, depth) = (width::<S, T::Acc>(), scoring.shape.value_depth);
+        scoring.score(simd, job, keys.clone(), tiles.q, tiles.k, tiles.p);
+        let v = self
+            .value
+            .tile(job.batch, job.head, keys.clone(), depth, tiles.v);
+        for strip in 0..job.queries.len().div_ceil(width) {
+            let lanes = strip * width..(strip + 1) * width;
+            let tile = strip * width * KEYS..strip * width * KEYS + width * keys.len();
+            let (p, ds) = (&mut tiles.p[tile.clone()], &mut tiles.ds[tile]);
+            softmax::normalized(simd, p, &tiles.m[lanes.clone()], &tiles.l[lanes.clone()]);
+            let mut products = Products {
+                rows: v,
+                lanes: &tiles.d_out[strip * width * depth..][..width * depth],
+                out: ds,
+                depth,
+            };
+            for_each_block::<S, T::Acc, _>(simd, keys.len(), &mut products);
+            if let Some(dropout) = &self.dropout {
+                let strip = Strip {
+                    matrix: scoring.matrix(job),
+                    query: job.queries.start + strip * width,
+                    keys: keys.clone(),
+                    width,
+                };
+                let keep = &mut tiles.keep[..p.len()];
+                dropout.factors(simd, &strip, keep);
+                through_softmax(simd, p, ds, Some(keep), &tiles.delta[lanes]);
+            } else {
+                through_softmax(simd, p, ds, None, &tiles.delta[lanes]);
+            }
+        }
+        // Elsewhere a hidden key has no weight, and so no gradient by itself.
+        if scoring.fully_masked == FullyMasked::MeanOfValues
+            && scoring.seen(job, keys.clone()) != Seen::Everything
+        {
+            scoring.hide(width, job, keys, T::Acc::default(), tiles.ds);
+        }
+    }
+
+    /// Adds a tile's part to the gradients of queries, keys and values.
+    #[inline(always)]
+    fn accumulate<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        keys: Range<usize>,
+        tiles: &mut Tiles<'_, T::Acc>,
+    ) {
+        let shape = &self.scoring.shape;
+        let (width, depth) = (width::<S, T::Acc>(), shape.depth);
+        let strips = job.queries.len().div_ceil(width);
+        let k = self
+            .scoring
+            .key
+            .tile(job.batch, job.head, keys.clone(), depth, tiles.k);
+        for strip in 0..strips {
+            let mut d_query = Columns {
+                rows: k,
+                lanes: &tiles.ds[strip * width * KEYS..][..width * keys.len()],
+                out: &mut tiles.dq[strip * width * depth..][..width * depth],
+                alpha: &tiles.ones[..width],
+                depth,
+                keys: keys.len(),
+            };
+            for_each_block::<S, T::Acc, _>(simd, depth, &mut d_query);
+        }
+        let sums = [
+            (&*tiles.ds, &*tiles.q_rows, &mut *tiles.dk, shape.depth),
+            (
+                &*tiles.p,
+                &*tiles.d_out_rows,
+                &mut *tiles.dv,
+                shape.value_depth,
+            ),
+        ];
+        for (tile, rows, out, depth) in sums {
+            let stride = stride::<S, T::Acc>(depth);
+            let mut sum = OverQueries {
+                tile,
+                rows,
+                out: &mut out[keys.start * stride..keys.end * stride],
+                stride,
+                strips,
+            };
+            for_each_block::<S, T::Acc, _>(simd, keys.len(), &mut sum);
+        }
+    }
+
+    #[inline(always)]
+    fn write_d_query<S: Simd>(&self, _: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
+        let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.depth);
+        let (d_query, layout) = &self.d_query;
+        let (first, stride) = row_start(layout, job.batch, job.head);
+        let column_stride = layout.strides().last().copied().unwrap_or(1);
+        let row = &mut tiles.rows[0][..depth];
+        for (i, query) in job.queries.clone().enumerate() {
+            let lane = i % width;
+            let dq = &tiles.dq[(i - lane) * depth..][..width * depth];
+            for (to, from) in row.iter_mut().zip(dq.chunks_exact(width)) {
+                *to = from[lane] * self.scoring.scale;
+            }
+            write_narrowed(d_query, first + query * stride, column_stride, row);
+        }
+    }
+}
+
+/// The gradient of the bias. It may be shared by heads, batch entries, queries or keys, so its jobs are cut by its own
+/// elements, and each adds what all that share them give, in order.
+impl<T: Stored> Call<'_, T> {
+    /// How many jobs there are: some of them are empty.
+    pub(crate) fn bias_jobs(&self) -> usize {
+        let shape = &self.scoring.shape;
+        shape.batch * shape.num_heads * self.bias_units()
+    }
+
+    /// Parts of a matrix whose elements are different ones.
+    fn bias_units(&self) -> usize {
+        let shape = &self.scoring.shape;
+        match self.bias_strides() {
+            [_, key] if key != 0 => shape.key_length.div_ceil(KEYS),
+            [query, _] if query != 0 => shape.query_length.div_ceil(QUERIES),
+            _ => 1,
+        }
+    }
+
+    fn bias_strides(&self) -> [usize; 2] {
+        let strides = self.d_bias.as_ref().map(|(_, layout)| {
+            let rank = layout.shape().rank();
+            [layout.strides()[rank - 2], layout.strides()[rank - 1]]
+        });
+        strides.unwrap_or_default()
+    }
+
+    fn bias_base(&self, matrix: usize) -> usize {
+        (self.d_bias.as_ref()).map_or(0, |(_, layout)| {
+            layout.base(layout.shape().rank() - 2, matrix)
+        })
+    }
+
+    /// One of [`Call::bias_jobs`]. The gradient holds zeros before the first.
+    #[inline(always)]
+    pub(crate) fn run_bias<S: Simd>(&self, simd: S, number: usize, tiles: &mut Tiles<'_, T::Acc>) {
+        let (units, shape) = (self.bias_units(), &self.scoring.shape);
+        let (matrix, unit) = (number / units, number % units);
+        let base = self.bias_base(matrix);
+        if (0..matrix).any(|other| self.bias_base(other) == base) {
+            return;
+        }
+        let by_key = self.bias_strides()[1] != 0;
+        let sharing = matrix..shape.batch * shape.num_heads;
+        for matrix in sharing.filter(|&other| self.bias_base(other) == base) {
+            let of_queries = tiles_of_queries(shape.query_length).enumerate();
+            for (_, queries) in of_queries.filter(|(n, _)| units == 1 || by_key || *n == unit) {
+                let job = self.job(matrix, queries);
+                self.load(simd, &job, tiles);
+                let of_keys = tiles_of_keys(shape.key_length).enumerate();
+                for (_, keys) in of_keys.filter(|(n, _)| units == 1 || !by_key || *n == unit) {
+                    self.score_gradients(simd, &job, keys.clone(), tiles);
+                    self.add_to_bias(width::<S, T::Acc>(), &job, base, keys, tiles);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_to_bias(
+        &self,
+        width: usize,
+        job: &Job,
+        base: usize,
+        keys: Range<usize>,
+        tiles: &Tiles<'_, T::Acc>,
+    ) {
+        let Some((d_bias, _)) = &self.d_bias else {
+            return;
+        };
+        let [query_stride, key_stride] = self.bias_strides();
+        for (i, query) in job.queries.clone().enumerate() {
+            let row: [T::Acc; KEYS] = core::array::from_fn(|n| {
+                let n = n.min(keys.len() - 1);
+                tiles.ds[lane_index(width, i, n)]
+            });
+            let start = base + query * query_stride + keys.start * key_stride;
+            add_to_row(d_bias, start, key_stride, &row[..keys.len()]);
+        }
+    }
+}
+
+/// Turns `ds`, the gradient of a strip's weights, into that of its scores, and multiplies the weights by dropout's
+/// factors.
+#[inline(always)]
+fn through_softmax<S: Simd, A: Lane>(
+    simd: S,
+    p: &mut [A],
+    ds: &mut [A],
+    keep: Option<&[A]>,
+    delta: &[A],
+) {
+    let (lanes, width) = (lanes::<S, A>(), delta.len());
+    for first in (0..width).step_by(lanes) {
+        let delta = load::<S, A>(simd, &delta[first..first + lanes]);
+        for row in (first..p.len()).step_by(width) {
+            let range = row..row + lanes;
+            let weight = load::<S, A>(simd, &p[range.clone()]);
+            let mut gradient = load::<S, A>(simd, &ds[range.clone()]);
+            if let Some(keep) = keep {
+                let keep = load::<S, A>(simd, &keep[range.clone()]);
+                gradient *= keep;
+                (weight * keep).store_slice(&mut p[range.clone()]);
+            }
+            (weight * (gradient - delta)).store_slice(&mut ds[range]);
+        }
+    }
+}
+
+/// A depth, rounded up to whole register tiles.
+#[inline(always)]
+fn stride<S: Simd, A: Lane>(depth: usize) -> usize {
+    depth.next_multiple_of(width::<S, A>())
+}
+
+fn tiles_of_queries(query_length: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..query_length)
+        .step_by(QUERIES)
+        .map(move |start| start..(start + QUERIES).min(query_length))
+}
+
+/// Rounds the rows of a head, `stride` apart, and writes them.
+#[inline(always)]
+fn write_rows<T: Stored>(
+    (to, layout): &Output<'_, T>,
+    job: &Job,
+    rows: &[T::Acc],
+    stride: usize,
+    depth: usize,
+) {
+    let (first, row_stride) = row_start(layout, job.batch, job.head);
+    let column_stride = layout.strides().last().copied().unwrap_or(1);
+    for (key, row) in rows.chunks_exact(stride.max(1)).enumerate() {
+        if key == layout.shape()[layout.shape().rank() - 3] {
+            break;
+        }
+        write_narrowed(to, first + key * row_stride, column_stride, &row[..depth]);
+    }
+}
+
+/// `Σ a · b` in eight partial sums.
+#[inline(always)]
+fn dot<A: Lane>(a: &[A], b: &[A]) -> A {
+    const PARTIALS: usize = 8;
+    let mut partial = [A::default(); PARTIALS];
+    for (a, b) in a.chunks(PARTIALS).zip(b.chunks(PARTIALS)) {
+        for ((partial, &a), &b) in partial.iter_mut().zip(a).zip(b) {
+            *partial += a * b;
+        }
+    }
+    let [a, b, c, d, e, f, g, h] = partial;
+    ((a + b) + (c + d)) + ((e + f) + (g + h))
+}
