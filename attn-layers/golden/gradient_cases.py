@@ -52,7 +52,6 @@ def dtypes():
     yield pulled("dtype_none_mixed_inputs", mixed, param_dtype=BF16)
     yield pulled("dtype_none_mixed_inputs_normalize_qk", mixed, param_dtype=F16, normalize_qk=True)
     yield pulled("dtype_float32_float16_parameters", self_attention(2, dtype=BF16), dtype=F32, param_dtype=F16)
-    yield pulled("integers", {"inputs_q": normal(2, 4, 8), "inputs_kv": integers(2, 3, 8)})
     for dtype in (BF16, F16, F64):
         yield pulled(
             f"float32_softmax_{dtype}", self_attention(2), dtype=dtype, x64=dtype == F64, force_fp32_for_softmax=True
@@ -91,7 +90,7 @@ def dropout():
 def functions():
     key, _, rate = dropping()
     core = {"query": normal(2, 5, 3, 4), "key": normal(2, 7, 3, 4), "value": normal(2, 7, 3, 6)}
-    biases = {"whole": (2, 3, 5, 7), "heads": (3, 1, 1), "batch": (2, 1, 5, 7), "keys": (7,), "queries": (1, 1, 5, 1)}
+    biases = {"whole": (2, 3, 5, 7), "heads": (3, 1, 7), "batch": (2, 1, 5, 7), "keys": (7,)}
     attention = "dot_product_attention"
     for name, shape in biases.items():
         yield function(f"gradient_attention_bias_{name}", attention, core | {"bias": normal(*shape)}, gradient=True)
