@@ -6,18 +6,29 @@ use crate::tensor::{Tensor, TensorView};
 use alloc::vec::Vec;
 use attn_core::{AttentionShape, Causal, DType, Dims, Error, Layout, Result, ScalarType};
 
-/// Weights `[batch..., heads, query_length, key_length]` from the user's scores, unrounded.
+pub(crate) const SCORES: &str = "...qhd,...khd->...hqk";
+pub(crate) const VALUES: &str = "...hqk,...khd->...qhd";
+
+/// What of the core's forward pass its backward pass needs: it holds the weights anyway.
+pub(crate) struct Kept {
+    /// After softmax, before dropout.
+    pub(crate) weights: Tensor,
+    /// The dtype of the user's scores.
+    pub(crate) scores: ScalarType,
+}
+
+/// Weights `[batch..., heads, query_length, key_length]` from the user's scores, unrounded, and the scores' dtype.
 pub(crate) fn weights(
     qk: &dyn Einsum,
     arguments: &DotProductAttention<'_>,
     dtype: DType,
     shape: &AttentionShape,
     causal: Option<Causal>,
-) -> Result<Tensor> {
+) -> Result<(Tensor, ScalarType)> {
     let wanted = shape.weights(arguments.query.shape())?;
     let query = scaled(&arguments.query, shape.depth, dtype)?;
     let key = arguments.key.to_scalar(dtype.scalar())?;
-    let scores = qk.call("...qhd,...khd->...hqk", query.view(), key.view())?;
+    let scores = qk.call(SCORES, query.view(), key.view())?;
     if *scores.shape() != wanted {
         return Err(Error::Hook {
             hook: "qk_attn_weights_einsum",
@@ -28,7 +39,8 @@ pub(crate) fn weights(
     for row in values.chunks_mut(shape.key_length.max(1)) {
         normalize(row);
     }
-    Tensor::from_f64s(ScalarType::F64, &wanted, values)
+    let weights = Tensor::from_f64s(ScalarType::F64, &wanted, values)?;
+    Ok((weights, scores.scalar()))
 }
 
 /// The user's sum of values, `[batch..., query_length, heads, value_depth]`.
@@ -40,7 +52,7 @@ pub(crate) fn values(
     wanted: &Dims,
 ) -> Result<Tensor> {
     let value = value.to_scalar(dtype.scalar())?;
-    let out = einsum.call("...hqk,...khd->...qhd", weights.view(), value.view())?;
+    let out = einsum.call(VALUES, weights.view(), value.view())?;
     if out.shape() == wanted {
         return Ok(out);
     }
@@ -51,15 +63,19 @@ pub(crate) fn values(
 }
 
 /// Queries divided by the square root of their depth; root and quotient are rounded to the dtype.
-fn scaled(query: &TensorView<'_>, depth: usize, dtype: DType) -> Result<Tensor> {
+pub(crate) fn scaled(query: &TensorView<'_>, depth: usize, dtype: DType) -> Result<Tensor> {
     let scalar = dtype.scalar();
-    let root = Tensor::from_f64s(scalar, &[], [libm::sqrt(depth as f64)])?
-        .view()
-        .get_f64(0);
+    let root = root(depth, dtype)?;
     let query = query.to_scalar(scalar)?;
     let quotients = query.view();
     let quotients = quotients.iter_f64().map(|x| x / root);
     Tensor::from_f64s(scalar, query.shape(), quotients)
+}
+
+/// The square root of the depth, rounded to the dtype.
+pub(crate) fn root(depth: usize, dtype: DType) -> Result<f64> {
+    let root = Tensor::from_f64s(dtype.scalar(), &[], [libm::sqrt(depth as f64)])?;
+    Ok(root.view().get_f64(0))
 }
 
 /// Scores with the bias added and the fill value where a query does not see a key.
@@ -94,13 +110,13 @@ fn biased_and_masked(
 }
 
 /// An array read as if it had the shape of the scores.
-struct Broadcast<'a> {
-    view: &'a TensorView<'a>,
+pub(crate) struct Broadcast<'a> {
+    pub(crate) view: &'a TensorView<'a>,
     layout: Layout,
 }
 
 impl<'a> Broadcast<'a> {
-    fn new(
+    pub(crate) fn new(
         argument: &'static str,
         view: Option<&'a TensorView<'a>>,
         shape: &Dims,
@@ -111,7 +127,7 @@ impl<'a> Broadcast<'a> {
     }
 
     /// Where the element at a row-major index of the scores lies.
-    fn at(&self, index: usize) -> usize {
+    pub(crate) fn at(&self, index: usize) -> usize {
         self.layout.base(self.layout.shape().rank(), index)
     }
 }

@@ -2,14 +2,15 @@
 
 use crate::bind::{DenseParams, Sizes};
 use crate::cache::{AnyCache, CacheAccess, Overwritten};
-use crate::functions::{DotProductAttention, attention, inexact};
-use crate::hooks::{AttentionArgs, AttentionFn, DotGeneral, DotGeneralCls};
+use crate::functions::{Core, DotProductAttention, Kept, Purpose, attention, inexact};
+use crate::hooks::{AttentionArgs, AttentionFn};
 use crate::layer::{Call, MultiHeadDotProductAttention, Output};
 use crate::params::ParamSource;
-use crate::stage::{self, Attended, HostKernels, promote};
+use crate::product::{Product, run};
+use crate::random::{Key, Stream};
+use crate::stage::{self, HostKernels, promote};
 use crate::tensor::{Tensor, TensorView};
-use alloc::vec::Vec;
-use attn_core::{Causal, DType, Dims, Error, Result, RowOrder, ScalarType};
+use attn_core::{Causal, Dims, Error, Result, RowOrder, ScalarType, dropout::check_rate};
 
 type Layer<'h> = MultiHeadDotProductAttention<'h>;
 
@@ -23,8 +24,9 @@ pub(crate) fn apply<B: HostKernels>(
     let access = core::mem::take(&mut call.cache);
     let pass = Pass::new(layer, backend, params, &call)?;
     let projected = pass.project_inputs(&call)?;
+    let plain = || pass.finish(&call, &projected.heads(), None);
     if !layer.decode {
-        return pass.finish(&call, &projected.heads(), None);
+        return plain();
     }
     match access {
         CacheAccess::None => Err(Error::CacheMissing),
@@ -39,7 +41,7 @@ pub(crate) fn apply<B: HostKernels>(
         }
         CacheAccess::Mutable(absent) => {
             let fresh = AnyCache::like(&projected.key.view(), &projected.value.view())?;
-            let output = pass.finish(&call, &projected.heads(), None)?;
+            let output = plain()?;
             *absent = Some(fresh);
             Ok(output)
         }
@@ -97,7 +99,7 @@ pub(crate) struct Projected {
 }
 
 impl Projected {
-    fn heads(&self) -> Heads<'_> {
+    pub(crate) fn heads(&self) -> Heads<'_> {
         Heads {
             query: self.query.view(),
             key: self.key.view(),
@@ -107,18 +109,18 @@ impl Projected {
 }
 
 /// What the attention core reads, `[batch..., length, heads, head_dim]`.
-struct Heads<'a> {
-    query: TensorView<'a>,
-    key: TensorView<'a>,
-    value: TensorView<'a>,
+pub(crate) struct Heads<'a> {
+    pub(crate) query: TensorView<'a>,
+    pub(crate) key: TensorView<'a>,
+    pub(crate) value: TensorView<'a>,
 }
 
 /// What the steps of one call share.
 pub(crate) struct Pass<'a, 'h, B> {
-    layer: &'a Layer<'h>,
-    backend: &'a B,
-    params: &'a dyn ParamSource,
-    sizes: Sizes,
+    pub(crate) layer: &'a Layer<'h>,
+    pub(crate) backend: &'a B,
+    pub(crate) params: &'a dyn ParamSource,
+    pub(crate) sizes: Sizes,
 }
 
 impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
@@ -147,15 +149,25 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
     }
 
     pub(crate) fn project_inputs(&self, call: &Call<'_>) -> Result<Projected> {
-        let [query, key, value] = resolve(call)?;
-        let mut query = self.project_heads("query", &query)?;
-        let mut key = self.project_heads("key", &key)?;
-        let value = self.project_heads("value", &value)?;
-        if self.layer.normalize_qk {
-            query = self.normalize("query_ln", query)?;
-            key = self.normalize("key_ln", key)?;
+        let Projected { query, key, value } = self.project_raw(call)?;
+        if !self.layer.normalize_qk {
+            return Ok(Projected { query, key, value });
         }
-        Ok(Projected { query, key, value })
+        Ok(Projected {
+            query: self.normalize("query_ln", query)?,
+            key: self.normalize("key_ln", key)?,
+            value,
+        })
+    }
+
+    /// Queries, keys and values before the layer norms.
+    pub(crate) fn project_raw(&self, call: &Call<'_>) -> Result<Projected> {
+        let [query, key, value] = resolve(call)?;
+        Ok(Projected {
+            query: self.project_heads("query", &query)?,
+            key: self.project_heads("key", &key)?,
+            value: self.project_heads("value", &value)?,
+        })
     }
 
     fn project_heads(&self, scope: &'static str, input: &TensorView<'_>) -> Result<Tensor> {
@@ -163,36 +175,29 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
         let dense = self
             .sizes
             .input(self.params, scope, input, layer.use_bias)?;
-        let hook = Product {
-            field: "qkv_dot_general",
-            factory: layer.qkv_dot_general_cls,
-            function: layer.qkv_dot_general,
-        };
-        let out = self.dense(&dense, input, &hook)?;
+        let out = self.dense(&dense, input, &Product::of_inputs(layer))?;
         let rows = &input.shape()[..input.shape().rank() - 1];
         out.reshape(&self.sizes.heads(rows)?)
     }
 
     /// The out projection of the core's output.
-    fn project_out(&self, context: &Tensor) -> Result<Tensor> {
-        let (layer, sizes) = (self.layer, &self.sizes);
-        let dense = sizes.output(self.params, layer.use_bias)?;
-        let heads = [sizes.num_heads, sizes.head_dim];
+    pub(crate) fn project_out(&self, context: &Tensor) -> Result<Tensor> {
+        let dense = self.sizes.output(self.params, self.layer.use_bias)?;
+        let input = self.flat_context(context)?;
+        self.dense(&dense, &input, &Product::of_out(self.layer))
+    }
+
+    /// The core's output, `[batch..., length, heads * head_dim]`.
+    pub(crate) fn flat_context<'t>(&self, context: &'t Tensor) -> Result<TensorView<'t>> {
+        let heads = [self.sizes.num_heads, self.sizes.head_dim];
         let Some(rows) = context.shape().strip_suffix(&heads) else {
             return Err(Error::Hook {
                 hook: "attention_fn",
                 reason: "its result is not [batch..., length, heads, head_dim]",
             });
         };
-        let input = context
-            .view()
-            .reshape(&Dims::new(rows)?.push(sizes.hidden)?)?;
-        let hook = Product {
-            field: "out_dot_general",
-            factory: layer.out_dot_general_cls,
-            function: layer.out_dot_general,
-        };
-        self.dense(&dense, &input, &hook)
+        let flat = Dims::new(rows)?.push(self.sizes.hidden)?;
+        context.view().reshape(&flat)
     }
 
     fn dense(
@@ -202,9 +207,8 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
         hook: &Product<'h>,
     ) -> Result<Tensor> {
         let dtype = promote(inexact(self.layer.dtype)?, dense.scalars(input));
-        let made = hook.factory.map(|factory| factory());
-        match made.as_deref().or(hook.function) {
-            Some(function) => hook.run(function, dense, dtype, input),
+        match hook.chosen() {
+            Some(function) => run(&*function, hook.field, dense, dtype, input),
             None => stage::project(
                 self.backend,
                 dtype,
@@ -216,7 +220,7 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
         }
     }
 
-    fn normalize(&self, scope: &'static str, x: Tensor) -> Result<Tensor> {
+    pub(crate) fn normalize(&self, scope: &'static str, x: Tensor) -> Result<Tensor> {
         let scale = self.sizes.scale(self.params, scope)?;
         let dtype = promote(inexact(self.layer.dtype)?, [x.scalar(), scale.scalar()]);
         stage::normalize(self.backend, dtype, x, &scale)
@@ -250,64 +254,93 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
 
     /// The attention core and the out projection.
     fn finish(&self, call: &Call<'_>, heads: &Heads<'_>, causal: Option<Causal>) -> Result<Output> {
-        let deterministic = self.deterministic(call)?;
-        let attended = match self.layer.attention_fn {
-            Some(function) => self.hooked(function, call, heads, causal, deterministic)?,
-            None => self.attention(call, heads, causal, deterministic)?,
+        let purpose = Purpose {
+            sow_weights: call.sow_weights,
+            gradients: false,
         };
+        let core = self.core(call, heads, causal, purpose)?.0;
         Ok(Output {
-            out: self.project_out(&attended.out)?,
-            attention_weights: attended.weights,
+            out: self.project_out(&core.out)?,
+            attention_weights: core.weights,
         })
     }
 
-    fn deterministic(&self, call: &Call<'_>) -> Result<bool> {
-        // NaN and negative rates are "not above 0", as in Flax.
-        let may_drop = self.layer.dropout_rate > 0.0;
-        if !may_drop {
-            return Ok(true);
-        }
-        let deterministic = match (self.layer.deterministic, call.deterministic) {
-            (Some(_), Some(_)) => return Err(Error::DeterministicGivenTwice),
-            (None, None) => return Err(Error::DeterministicMissing),
-            (Some(given), None) | (None, Some(given)) => given,
-        };
-        if !deterministic && call.dropout_rng.is_none() {
-            return Err(Error::DropoutRngMissing);
-        }
-        Ok(deterministic)
-    }
-
-    fn attention(
+    /// The attention core, the layer's own or the user's, and what was left to chance.
+    pub(crate) fn core(
         &self,
         call: &Call<'_>,
         heads: &Heads<'_>,
         causal: Option<Causal>,
-        deterministic: bool,
-    ) -> Result<Attended> {
+        purpose: Purpose,
+    ) -> Result<(Core, Chance)> {
+        let chance = self.chance(call)?;
+        let core = match self.layer.attention_fn {
+            Some(function) => self.hooked(function, call, heads, causal, chance)?,
+            None => self.with_arguments(call, heads, chance, |arguments| {
+                attention(self.backend, arguments, &heads.value, causal, purpose)
+            })?,
+        };
+        Ok((core, chance))
+    }
+
+    /// Whether the layer itself would drop weights in this call, if it is a right one.
+    pub(crate) fn may_drop(&self, call: &Call<'_>) -> bool {
+        let deterministic = self.layer.deterministic.or(call.deterministic);
+        self.layer.dropout_rate != 0.0 && deterministic != Some(true)
+    }
+
+    /// Whether weights are dropped, and by which key.
+    fn chance(&self, call: &Call<'_>) -> Result<Chance> {
+        let layer = self.layer;
+        check_rate(layer.dropout_rate)?;
+        let given = call.dropout_rng;
+        if layer.dropout_rate == 0.0 {
+            return Ok(Chance::none(given));
+        }
+        let deterministic = match (layer.deterministic, call.deterministic) {
+            (Some(_), Some(_)) => return Err(Error::DeterministicGivenTwice),
+            (None, None) => return Err(Error::DeterministicMissing),
+            (Some(given), None) | (None, Some(given)) => given,
+        };
+        if deterministic {
+            return Ok(Chance::none(given));
+        }
+        let drawn = || {
+            let count = call.make_rng_count;
+            call.rngs.make_rng(Stream::Dropout, layer.path, count)
+        };
+        let key = given.map_or_else(|| drawn().map(Key::words), Ok)?;
+        Ok(Chance {
+            deterministic: false,
+            dropout_rng: Some(key),
+        })
+    }
+
+    /// Calls `run` with the arguments of the layer's own core.
+    pub(crate) fn with_arguments<R>(
+        &self,
+        call: &Call<'_>,
+        heads: &Heads<'_>,
+        chance: Chance,
+        run: impl FnOnce(&DotProductAttention<'_>) -> R,
+    ) -> R {
         let layer = self.layer;
         let qk = layer.qk_attn_weights_einsum_cls.map(|factory| factory());
         let value = layer.attn_weights_value_einsum_cls.map(|factory| factory());
-        let arguments = DotProductAttention {
+        run(&DotProductAttention {
             mask: call.mask,
             broadcast_dropout: layer.broadcast_dropout,
-            dropout_rng: call.dropout_rng,
+            dropout_rng: chance.dropout_rng,
             dropout_rate: layer.dropout_rate,
-            deterministic,
+            convention: call.rngs.convention,
+            deterministic: chance.deterministic,
             dtype: layer.dtype,
             precision: layer.precision,
             force_fp32_for_softmax: layer.force_fp32_for_softmax,
             qk_attn_weights_einsum: qk.as_deref(),
             attn_weights_value_einsum: value.as_deref(),
             ..DotProductAttention::new(heads.query, heads.key)
-        };
-        attention(
-            self.backend,
-            &arguments,
-            &heads.value,
-            call.sow_weights,
-            causal,
-        )
+        })
     }
 
     /// The user's core. It sows no weights: Flax leaves that to it too.
@@ -317,72 +350,57 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
         call: &Call<'_>,
         heads: &Heads<'_>,
         causal: Option<Causal>,
-        deterministic: bool,
-    ) -> Result<Attended> {
-        let layer = self.layer;
+        chance: Chance,
+    ) -> Result<Core> {
         let mask = causal
             .map(|causal| step_mask(call, causal, heads))
             .transpose()?;
-        let args = AttentionArgs {
-            mask: mask.as_ref().map(Tensor::view).or(call.mask),
-            dropout_rng: call.dropout_rng,
+        let mask = mask.as_ref().map(Tensor::view).or(call.mask);
+        let args = self.attention_args(call, mask, chance)?;
+        Ok(Core {
+            out: function.call(heads.query, heads.key, heads.value, &args)?,
+            weights: None,
+            kept: Some(Kept::Nothing),
+        })
+    }
+
+    /// What the user's core is given beside query, key and value.
+    pub(crate) fn attention_args<'m>(
+        &self,
+        call: &Call<'_>,
+        mask: Option<TensorView<'m>>,
+        chance: Chance,
+    ) -> Result<AttentionArgs<'m>> {
+        let layer = self.layer;
+        Ok(AttentionArgs {
+            mask,
+            dropout_rng: chance.dropout_rng,
             dropout_rate: layer.dropout_rate,
             broadcast_dropout: layer.broadcast_dropout,
-            deterministic,
+            convention: call.rngs.convention,
+            deterministic: chance.deterministic,
             dtype: inexact(layer.dtype)?,
             precision: layer.precision,
             force_fp32_for_softmax: layer.force_fp32_for_softmax,
-        };
-        Ok(Attended {
-            out: function.call(heads.query, heads.key, heads.value, &args)?,
-            weights: None,
         })
     }
 }
 
-/// A user's product in the place of a dense layer's own.
-struct Product<'h> {
-    field: &'static str,
-    factory: Option<DotGeneralCls<'h>>,
-    function: Option<&'h dyn DotGeneral>,
+/// What a call leaves to chance.
+#[derive(Clone, Copy)]
+pub(crate) struct Chance {
+    deterministic: bool,
+    /// The key that was given, or the one that was drawn.
+    dropout_rng: Option<[u32; 2]>,
 }
 
-impl Product<'_> {
-    fn run(
-        &self,
-        function: &dyn DotGeneral,
-        dense: &DenseParams<'_>,
-        dtype: DType,
-        input: &TensorView<'_>,
-    ) -> Result<Tensor> {
-        let input = input.to_scalar(dtype.scalar())?;
-        let kernel = dense.kernel.to_scalar(dtype.scalar())?;
-        let product = function.call(input.view(), kernel.view())?;
-        let rows = &input.shape()[..input.shape().rank() - 1];
-        if *product.shape() != Dims::new(rows)?.push(kernel.shape()[1])? {
-            return Err(Error::Hook {
-                hook: self.field,
-                reason: "its result is not [rows..., outputs]",
-            });
-        }
-        match &dense.bias {
-            None => Ok(product),
-            Some(bias) => add_bias(&product, &bias.to_scalar(dtype.scalar())?),
+impl Chance {
+    fn none(dropout_rng: Option<[u32; 2]>) -> Self {
+        Self {
+            deterministic: true,
+            dropout_rng,
         }
     }
-}
-
-/// `product + bias` over the last axis, in what JAX promotes the two to.
-fn add_bias(product: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let dtype = product.scalar().promote(bias.scalar());
-    let bias = bias.to_vec_f64();
-    let sums = product
-        .view()
-        .iter_f64()
-        .zip(bias.iter().cycle())
-        .map(|(x, b)| x + b)
-        .collect::<Vec<_>>();
-    Tensor::from_f64s(dtype.scalar(), product.shape(), sums)
 }
 
 /// In a step the mask is combined with the cache's own, which has the rank of the weights.

@@ -1,11 +1,15 @@
 //! `flax.linen.dot_product_attention` and `dot_product_attention_weights`.
 
+use crate::dropout::drop_weights;
 use crate::einsum;
 use crate::hooks::Einsum;
-use crate::layer::Precision;
-use crate::stage::{self, Attended, HostKernels, Keep, Options, promote};
+use crate::layer::{JAX_DEFAULT, Precision};
+use crate::random::{Convention, Key};
+use crate::stage::{self, Attended, HostKernels, Keep, Options, Wanted, promote};
 use crate::tensor::{Tensor, TensorView};
-use attn_core::{AttentionShape, Causal, DType, Dims, Error, Result, ScalarType};
+use attn_core::{
+    AttentionShape, Causal, DType, Dims, Dropout, Error, Result, ScalarType, dropout::check_rate,
+};
 
 /// The arguments of [`dot_product_attention`], by Flax's names. `deterministic` is `false` by default, as there.
 #[derive(Clone, Copy)]
@@ -25,6 +29,8 @@ pub struct DotProductAttention<'a> {
     pub dropout_rng: Option<[u32; 2]>,
     /// The rate of dropout.
     pub dropout_rate: f64,
+    /// How the key's numbers are drawn.
+    pub convention: Convention,
     /// Whether there is no dropout.
     pub deterministic: bool,
     /// Computation dtype; `None` infers it.
@@ -63,6 +69,7 @@ impl<'a> DotProductAttention<'a> {
             broadcast_dropout: true,
             dropout_rng: None,
             dropout_rate: 0.0,
+            convention: JAX_DEFAULT,
             deterministic: false,
             dtype: None,
             precision: None,
@@ -94,30 +101,55 @@ impl<'a> DotProductAttention<'a> {
         Ok(())
     }
 
-    /// Shapes and dropout, in Flax's order; gives the sizes of the call.
-    fn check(&self, value: &Dims) -> Result<AttentionShape> {
+    /// Shapes, in Flax's order; gives the sizes of the call.
+    pub(crate) fn check(&self, value: &Dims) -> Result<AttentionShape> {
         let shape = AttentionShape::of(self.query.shape(), self.key.shape(), value)?;
         let weights = shape.weights(self.query.shape())?;
         check_broadcast("bias", self.bias.as_ref(), &weights)?;
         check_broadcast("mask", self.mask.as_ref(), &weights)?;
-        self.check_dropout()?;
         Ok(shape)
     }
 
-    fn check_dropout(&self) -> Result<()> {
-        // NaN and negative rates are "not above 0", as in Flax.
-        let active = self.dropout_rate > 0.0 && !self.deterministic;
-        if !active {
-            return Ok(());
+    /// Which weights are dropped, in a call that computes in `dtype`.
+    pub(crate) fn dropout(&self, dtype: DType) -> Result<Option<Dropout>> {
+        check_rate(self.dropout_rate)?;
+        if self.dropout_rate == 0.0 || self.deterministic {
+            return Ok(None);
         }
-        if self.dropout_rng.is_none() {
-            return Err(Error::DropoutRngMissing);
-        }
-        Err(Error::Unsupported {
-            backend: "this version",
-            feature: "active dropout",
-            instead: "Set `deterministic`, or a `dropout_rate` of 0",
-        })
+        let key = Key::from_words(self.dropout_rng.ok_or(Error::DropoutRngMissing)?);
+        Dropout::new(
+            key,
+            self.dropout_rate,
+            dtype,
+            self.broadcast_dropout,
+            self.convention,
+        )
+    }
+
+    /// The user's einsums of scores and of values.
+    pub(crate) fn einsums(&self) -> Option<[&'a dyn Einsum; 2]> {
+        Some([
+            self.qk_attn_weights_einsum?,
+            self.attn_weights_value_einsum?,
+        ])
+    }
+
+    /// What query, key and value are cast to.
+    pub(crate) fn core_dtype(&self, value: &TensorView<'_>) -> Result<DType> {
+        let scalars = [self.query.scalar(), self.key.scalar(), value.scalar()];
+        Ok(promote(inexact(self.dtype)?, scalars))
+    }
+
+    /// Weights after dropout. What they are multiplied with is in the computation dtype, whatever theirs is.
+    pub(crate) fn drop_weights(
+        &self,
+        weights: &Tensor,
+        dropout: &Dropout,
+        dtype: DType,
+        shape: &AttentionShape,
+    ) -> Result<Tensor> {
+        let promoted = self.weights_dtype(dtype).promote(dtype);
+        drop_weights(weights, dropout, shape, promoted.scalar())
     }
 
     fn weights_dtype(&self, dtype: DType) -> DType {
@@ -144,17 +176,17 @@ impl<'a> DotProductAttention<'a> {
 ///
 /// # Errors
 ///
-/// [`Error::Mismatch`], [`Error::Broadcast`], [`Error::NotInexact`], [`Error::Together`], [`Error::Exclusive`], [`Error::Unsupported`] for active
-/// dropout.
+/// [`Error::Mismatch`], [`Error::Broadcast`], [`Error::NotInexact`], [`Error::Together`], [`Error::Exclusive`], [`Error::DropoutRate`],
+/// [`Error::DropoutRngMissing`].
 pub fn dot_product_attention<B: HostKernels>(
     backend: &B,
     arguments: &DotProductAttention<'_>,
     value: TensorView<'_>,
 ) -> Result<Tensor> {
-    Ok(attention(backend, arguments, &value, false, None)?.out)
+    Ok(attention(backend, arguments, &value, None, Purpose::default())?.out)
 }
 
-/// `flax.linen.dot_product_attention_weights`: `[batch..., heads, query_length, key_length]`.
+/// `flax.linen.dot_product_attention_weights`: the weights after dropout, `[batch..., heads, query_length, key_length]`.
 ///
 /// # Errors
 ///
@@ -176,9 +208,14 @@ pub fn dot_product_attention_weights<B: HostKernels>(
     };
     let value = TensorView::new(key.scalar(), &Dims::new(axes)?.push(0)?, &[])?;
     let shape = arguments.check(value.shape())?;
+    let dropout = arguments.dropout(dtype)?;
+    let wanted = Wanted {
+        weights: true,
+        statistics: false,
+    };
     let weights = match arguments.qk_attn_weights_einsum {
-        Some(qk) => einsum::weights(qk, arguments, dtype, &shape, None)?,
-        None => fused(backend, arguments, dtype, &value, true, None)?
+        Some(qk) => einsum::weights(qk, arguments, dtype, &shape, None)?.0,
+        None => fused(backend, arguments, dtype, &value, None, wanted)?
             .weights
             .ok_or(Error::Unsupported {
                 backend: backend.name(),
@@ -186,46 +223,99 @@ pub fn dot_product_attention_weights<B: HostKernels>(
                 instead: "Use another backend",
             })?,
     };
-    weights.to_dtype(arguments.weights_dtype(dtype))
+    let weights = weights.to_dtype(arguments.weights_dtype(dtype))?;
+    match dropout {
+        None => Ok(weights),
+        Some(dropout) => arguments.drop_weights(&weights, &dropout, dtype, &shape),
+    }
 }
 
-/// Output and, if wanted, weights, in Flax's dtypes; `causal` is the mask of a cache.
+/// What the attention core gives.
+pub(crate) struct Core {
+    /// `[batch..., query_length, heads, value_depth]`.
+    pub(crate) out: Tensor,
+    /// The weights that Flax sows, in its dtype.
+    pub(crate) weights: Option<Tensor>,
+    /// What the backward pass needs beside the arguments and the output.
+    pub(crate) kept: Option<Kept>,
+}
+
+/// What of the attention core is kept for its backward pass.
+pub(crate) enum Kept {
+    /// Of the fused core: the statistics of the rows.
+    Statistics(Tensor),
+    /// Of a core of the user's einsums: what they gave.
+    Einsums(einsum::Kept),
+    /// Of the user's own core: nothing.
+    Nothing,
+}
+
+/// What of the core is asked for beside its output.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Purpose {
+    /// The weights.
+    pub(crate) sow_weights: bool,
+    /// What the backward pass needs.
+    pub(crate) gradients: bool,
+}
+
+/// The attention core, in Flax's dtypes; `causal` is the mask of a cache.
 pub(crate) fn attention<B: HostKernels>(
     backend: &B,
     arguments: &DotProductAttention<'_>,
     value: &TensorView<'_>,
-    weights: bool,
     causal: Option<Causal>,
-) -> Result<Attended> {
+    purpose: Purpose,
+) -> Result<Core> {
     arguments.check_pair()?;
     arguments.check_precision()?;
-    let (query, key) = (&arguments.query, &arguments.key);
-    let dtype = promote(
-        inexact(arguments.dtype)?,
-        [query.scalar(), key.scalar(), value.scalar()],
-    );
+    let dtype = arguments.core_dtype(value)?;
     let shape = arguments.check(value.shape())?;
-    let (qk, value_einsum) = (
-        arguments.qk_attn_weights_einsum,
-        arguments.attn_weights_value_einsum,
-    );
-    let attended = if let (Some(qk), Some(value_einsum)) = (qk, value_einsum) {
-        let weights = einsum::weights(qk, arguments, dtype, &shape, causal)?
-            .to_dtype(arguments.weights_dtype(dtype))?;
-        let wanted = shape.output(query.shape())?;
-        Attended {
-            out: einsum::values(value_einsum, &weights, value, dtype, &wanted)?,
-            weights: Some(weights),
-        }
-    } else {
-        fused(backend, arguments, dtype, value, weights, causal)?
+    let weights_dtype = arguments.weights_dtype(dtype);
+    if let Some(einsums) = arguments.einsums() {
+        return around_einsums(einsums, arguments, value, (dtype, &shape), causal, purpose);
+    }
+    let wanted = Wanted {
+        weights: purpose.sow_weights,
+        statistics: purpose.gradients,
     };
-    let weights = attended.weights.filter(|_| weights);
-    Ok(Attended {
+    let attended = fused(backend, arguments, dtype, value, causal, wanted)?;
+    let weights = attended.weights;
+    Ok(Core {
         out: attended.out,
         weights: weights
-            .map(|weights| weights.to_dtype(arguments.weights_dtype(dtype)))
+            .map(|weights| weights.to_dtype(weights_dtype))
             .transpose()?,
+        kept: attended.statistics.map(Kept::Statistics),
+    })
+}
+
+/// The core around the user's einsums, of scores and of values.
+fn around_einsums(
+    [qk, values]: [&dyn Einsum; 2],
+    arguments: &DotProductAttention<'_>,
+    value: &TensorView<'_>,
+    (dtype, shape): (DType, &AttentionShape),
+    causal: Option<Causal>,
+    purpose: Purpose,
+) -> Result<Core> {
+    let dropout = arguments.dropout(dtype)?;
+    let (weights, scores) = einsum::weights(qk, arguments, dtype, shape, causal)?;
+    let weights = weights.to_dtype(arguments.weights_dtype(dtype))?;
+    let dropped = dropout
+        .map(|dropout| arguments.drop_weights(&weights, &dropout, dtype, shape))
+        .transpose()?;
+    let wanted = shape.output(arguments.query.shape())?;
+    let seen = dropped.as_ref().unwrap_or(&weights);
+    let out = einsum::values(values, seen, value, dtype, &wanted)?;
+    let sown = purpose.sow_weights.then(|| weights.clone());
+    let kept = purpose
+        .gradients
+        .then_some(Kept::Einsums(einsum::Kept { weights, scores }));
+    Ok(Core {
+        out,
+        weights: sown,
+        kept,
     })
 }
 
@@ -235,32 +325,61 @@ fn fused<B: HostKernels>(
     arguments: &DotProductAttention<'_>,
     dtype: DType,
     value: &TensorView<'_>,
-    weights: bool,
     causal: Option<Causal>,
+    wanted: Wanted,
 ) -> Result<Attended> {
-    let (query, key) = (&arguments.query, &arguments.key);
     let keep = arguments.mask.as_ref().map(Keep::new).transpose()?;
     let options = Options {
         bias: arguments.bias.as_ref(),
         keep: keep.as_ref(),
         causal,
-        weights,
+        dropout: arguments.dropout(dtype)?,
     };
-    // Weights that stay float32 make the product with 16-bit values a float32 one. Elsewhere the kernels' own softmax
-    // is at least as exact as the one that is asked for.
-    let core = if arguments.force_fp32_for_softmax {
-        dtype.promote(DType::F32)
-    } else {
-        dtype
-    };
-    if core == dtype {
-        return stage::attend(backend, core, [query, key, value], &options);
+    let rounded = Rounded::new(arguments, dtype, value)?;
+    let [query, key, value] = rounded.or([arguments.query, arguments.key, *value]);
+    stage::attend(
+        backend,
+        rounded.core,
+        [&query, &key, &value],
+        &options,
+        wanted,
+    )
+}
+
+/// The operands of the fused core where it computes in more than the call's dtype, to which they are rounded first.
+pub(crate) struct Rounded {
+    /// What the core computes in.
+    pub(crate) core: DType,
+    operands: Option<[Tensor; 3]>,
+}
+
+impl Rounded {
+    pub(crate) fn new(
+        arguments: &DotProductAttention<'_>,
+        dtype: DType,
+        value: &TensorView<'_>,
+    ) -> Result<Self> {
+        // Weights that stay float32 make the product with 16-bit values a float32 one. Elsewhere the kernels' own softmax
+        // is at least as exact as the one that is asked for.
+        let core = match arguments.force_fp32_for_softmax {
+            true => dtype.promote(DType::F32),
+            false => dtype,
+        };
+        let cast = |view: &TensorView<'_>| view.to_scalar(dtype.scalar());
+        let operands = match core == dtype {
+            true => None,
+            false => Some([cast(&arguments.query)?, cast(&arguments.key)?, cast(value)?]),
+        };
+        Ok(Self { core, operands })
     }
-    // The operands are rounded to the computation dtype first.
-    let cast = |view: &TensorView<'_>| view.to_scalar(dtype.scalar());
-    let (query, key, value) = (cast(query)?, cast(key)?, cast(value)?);
-    let operands = [&query.view(), &key.view(), &value.view()];
-    stage::attend(backend, core, operands, &options)
+
+    /// The rounded operands, or those at hand.
+    pub(crate) fn or<'v>(&'v self, operands: [TensorView<'v>; 3]) -> [TensorView<'v>; 3] {
+        match &self.operands {
+            Some(rounded) => rounded.each_ref().map(Tensor::view),
+            None => operands,
+        }
+    }
 }
 
 /// A module's dtype as one to compute in.

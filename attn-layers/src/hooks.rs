@@ -1,9 +1,10 @@
 //! A user's own code in the place of a part of the layer: `attention_fn`, the dense layers' `dot_general`, the einsums.
 
 use crate::layer::Precision;
+use crate::random::Convention;
 use crate::tensor::{Tensor, TensorView};
 use alloc::boxed::Box;
-use attn_core::{DType, Result};
+use attn_core::{DType, Error, Result};
 
 /// What `attention_fn` is given beside query, key and value.
 #[derive(Debug, Clone, Copy)]
@@ -11,12 +12,14 @@ use attn_core::{DType, Result};
 pub struct AttentionArgs<'a> {
     /// The mask, of any dtype; not 0 means that the query sees the key.
     pub mask: Option<TensorView<'a>>,
-    /// The words of the dropout key.
+    /// The words of the dropout key: the call's, or else drawn from its streams if there is dropout.
     pub dropout_rng: Option<[u32; 2]>,
     /// The rate of dropout.
     pub dropout_rate: f64,
     /// Whether one dropout mask serves all batch entries and heads.
     pub broadcast_dropout: bool,
+    /// How the key's numbers are drawn.
+    pub convention: Convention,
     /// Whether there is no dropout.
     pub deterministic: bool,
     /// The module's dtype.
@@ -34,7 +37,7 @@ pub trait AttentionFn {
     ///
     /// # Errors
     ///
-    /// Its own, [`Error::Hook`](crate::Error::Hook).
+    /// Its own, [`Error::Hook`].
     fn call(
         &self,
         query: TensorView<'_>,
@@ -42,6 +45,24 @@ pub trait AttentionFn {
         value: TensorView<'_>,
         args: &AttentionArgs<'_>,
     ) -> Result<Tensor>;
+
+    /// From the gradient of what [`AttentionFn::call`] gave, of its shape and dtype, to those of query, key and value. A closure
+    /// brings none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`], if it is not implemented; its own.
+    fn vjp(
+        &self,
+        query: TensorView<'_>,
+        key: TensorView<'_>,
+        value: TensorView<'_>,
+        args: &AttentionArgs<'_>,
+        d_out: TensorView<'_>,
+    ) -> Result<[Tensor; 3]> {
+        let _ = (query, key, value, args, d_out);
+        Err(NO_GRADIENTS)
+    }
 }
 
 impl<F> AttentionFn for F
@@ -66,8 +87,24 @@ pub trait DotGeneral {
     ///
     /// # Errors
     ///
-    /// Its own, [`Error::Hook`](crate::Error::Hook).
+    /// Its own, [`Error::Hook`].
     fn call(&self, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor>;
+
+    /// From the gradient of the product, `[rows..., outputs]`, to those of `lhs` and `rhs`. `d_out` is in the dtype that product
+    /// and bias have together. A closure brings none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`], if it is not implemented; its own.
+    fn vjp(
+        &self,
+        lhs: TensorView<'_>,
+        rhs: TensorView<'_>,
+        d_out: TensorView<'_>,
+    ) -> Result<[Tensor; 2]> {
+        let _ = (lhs, rhs, d_out);
+        Err(NO_GRADIENTS)
+    }
 }
 
 impl<F: Fn(TensorView<'_>, TensorView<'_>) -> Result<Tensor>> DotGeneral for F {
@@ -82,8 +119,25 @@ pub trait Einsum {
     ///
     /// # Errors
     ///
-    /// Its own, [`Error::Hook`](crate::Error::Hook).
+    /// Its own, [`Error::Hook`].
     fn call(&self, spec: &str, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor>;
+
+    /// From the gradient of the einsum that `spec` names, of what [`Einsum::call`] gave, to those of `lhs` and `rhs`. A closure
+    /// brings none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`], if it is not implemented; its own.
+    fn vjp(
+        &self,
+        spec: &str,
+        lhs: TensorView<'_>,
+        rhs: TensorView<'_>,
+        d_out: TensorView<'_>,
+    ) -> Result<[Tensor; 2]> {
+        let _ = (spec, lhs, rhs, d_out);
+        Err(NO_GRADIENTS)
+    }
 }
 
 impl<F: Fn(&str, TensorView<'_>, TensorView<'_>) -> Result<Tensor>> Einsum for F {
@@ -96,3 +150,38 @@ impl<F: Fn(&str, TensorView<'_>, TensorView<'_>) -> Result<Tensor>> Einsum for F
 pub type DotGeneralCls<'h> = &'h dyn Fn() -> Box<dyn DotGeneral + 'h>;
 /// A factory of [`Einsum`], called once a call (`qk_attn_weights_einsum_cls`, `attn_weights_value_einsum_cls`).
 pub type EinsumCls<'h> = &'h dyn Fn() -> Box<dyn Einsum + 'h>;
+
+/// What a hook says that brings no gradient; [`gradients`] puts its field in.
+const NO_GRADIENTS: Error = Error::Unsupported {
+    backend: "hook",
+    feature: "gradients",
+    instead: "Implement `vjp` for it",
+};
+
+/// What the `vjp` of the hook in `field` gave: gradients of the operands' shapes, cast to their dtypes.
+pub(crate) fn gradients<const N: usize>(
+    field: &'static str,
+    given: Result<[Tensor; N]>,
+    operands: [&TensorView<'_>; N],
+) -> Result<[Tensor; N]> {
+    let mut gradients = given.map_err(|error| match error {
+        error if error == NO_GRADIENTS => Error::Unsupported {
+            backend: field,
+            feature: "gradients",
+            instead: "Implement `vjp` for it",
+        },
+        other => other,
+    })?;
+    for (gradient, operand) in gradients.iter_mut().zip(operands) {
+        if gradient.shape() != operand.shape() {
+            return Err(Error::Hook {
+                hook: field,
+                reason: "a gradient of its `vjp` does not have the shape of its operand",
+            });
+        }
+        if gradient.scalar() != operand.scalar() {
+            *gradient = gradient.view().to_scalar(operand.scalar())?;
+        }
+    }
+    Ok(gradients)
+}

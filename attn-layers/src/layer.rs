@@ -1,11 +1,14 @@
 //! Flax's layer: every constructor field and call argument by its own name.
 
+use crate::backward::{self, Residuals};
 use crate::cache::{AnyCache, CacheAccess};
 use crate::forward::{self, Pass};
+use crate::gradients::Gradients;
 use crate::hooks::{AttentionFn, DotGeneral, DotGeneralCls, EinsumCls};
-use crate::initializers::Initializer;
+use crate::initializers::{Initializer, NormalOrder};
 use crate::params::ParamSource;
 use crate::prefill::prefill;
+use crate::random::{Convention, Counters, DefaultWidth, PathNames, Rngs};
 use crate::stage::HostKernels;
 use crate::tensor::{Tensor, TensorView};
 use attn_core::{Error, Result, ScalarType};
@@ -137,6 +140,56 @@ impl MultiHeadDotProductAttention<'_> {
         forward::apply(self, backend, params, call)
     }
 
+    /// `jax.vjp` of `module.apply`, its first half: the output, and what the gradients need. A call of a decoding layer that makes the cache
+    /// is plain attention and has gradients; a step has none.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`MultiHeadDotProductAttention::apply`]; [`Error::DTypeMismatch`] for an input or parameter of integers, which has no
+    /// gradient; [`Error::Unsupported`] for a decoding step.
+    pub fn forward<'a, B: HostKernels>(
+        &self,
+        backend: &B,
+        params: &'a dyn ParamSource,
+        call: Call<'a>,
+    ) -> Result<(Output, Residuals<'a>)> {
+        backward::forward(self, backend, params, call)
+    }
+
+    /// `jax.vjp` of `module.apply`, its second half: the gradients of inputs and parameters from that of the output,
+    /// `[batch..., query_length, out_features]`, in the output's dtype. The layer and the backend are those of the forward pass.
+    ///
+    /// ```
+    /// use attn_layers::{Call, Cpu, MultiHeadDotProductAttention, tensor::TensorView};
+    ///
+    /// let layer = MultiHeadDotProductAttention { use_bias: false, ..MultiHeadDotProductAttention::new(1) };
+    /// let one = TensorView::from_slice(&[1.0f32], &[1, 1, 1])?;
+    /// let params = [("query/kernel", one), ("key/kernel", one), ("value/kernel", one), ("out/kernel", one)];
+    /// let x = TensorView::from_slice(&[0.5f32, 0.5], &[2, 1])?;
+    /// let cpu = Cpu::detect();
+    /// let (y, residuals) = layer.forward(&cpu, &params, Call::new(x))?;
+    /// let d_y = TensorView::from_slice(&[1.0f32, 1.0], &[2, 1])?;
+    /// let gradients = layer.backward(&cpu, &residuals, d_y)?;
+    /// assert_eq!(gradients.d_inputs_q.to_vec_f64(), [1.0, 1.0]);
+    /// for (path, gradient) in gradients.params.iter() {
+    ///     println!("{path}: {:?}", gradient);
+    /// }
+    /// # Ok::<(), attn_layers::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`], [`Error::DTypeMismatch`] if `d_out` is not like the output; [`Error::Unsupported`] for a hook that brings no `vjp`
+    /// and from a backend without gradients.
+    pub fn backward<B: HostKernels>(
+        &self,
+        backend: &B,
+        residuals: &Residuals<'_>,
+        d_out: TensorView<'_>,
+    ) -> Result<Gradients> {
+        backward::backward(self, backend, residuals, &d_out)
+    }
+
     /// Many tokens of decoding at once: the same outputs and cache, bit for bit, as feeding them one by one. The cache must be there
     /// (a call of [`MultiHeadDotProductAttention::apply`] or [`MultiHeadDotProductAttention::init_cache`] makes it); a mask
     /// broadcasts to `[batch..., heads, tokens, max_length]`. The call's own `cache` is not looked at.
@@ -183,6 +236,21 @@ impl fmt::Debug for MultiHeadDotProductAttention<'_> {
     }
 }
 
+/// [`Rngs::default`], which is no constant.
+const NO_STREAMS: Rngs = Rngs {
+    params: None,
+    dropout: None,
+    convention: JAX_DEFAULT,
+    names: PathNames::Joined,
+    normal_order: NormalOrder::DeviationLast,
+};
+
+/// [`Convention::default`], which is no constant.
+pub(crate) const JAX_DEFAULT: Convention = Convention {
+    counters: Counters::PerElement,
+    width: DefaultWidth::Bits32,
+};
+
 /// The arguments of a call, by Flax's names.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -199,8 +267,12 @@ pub struct Call<'a> {
     pub mask: Option<TensorView<'a>>,
     /// Whether there is no dropout.
     pub deterministic: Option<bool>,
-    /// The words of the dropout key.
+    /// The words of the dropout key; `None` draws one from `rngs`.
     pub dropout_rng: Option<[u32; 2]>,
+    /// The random streams. Their convention is also that of `dropout_rng`.
+    pub rngs: Rngs,
+    /// Which draw of this module within one `apply` of the model the dropout key is: 1 for its first call, 2 if it is called again, ….
+    pub make_rng_count: u32,
     /// Whether to return the attention weights.
     pub sow_weights: bool,
     /// The collection `cache`.
@@ -219,6 +291,8 @@ impl<'a> Call<'a> {
             mask: None,
             deterministic: None,
             dropout_rng: None,
+            rngs: NO_STREAMS,
+            make_rng_count: 1,
             sow_weights: false,
             cache: CacheAccess::None,
         }
@@ -263,6 +337,40 @@ impl<'a> Call<'a> {
     #[must_use]
     pub fn with_dropout_rng(mut self, dropout_rng: Option<[u32; 2]>) -> Self {
         self.dropout_rng = dropout_rng;
+        self
+    }
+
+    /// With random streams (`apply(..., rngs={'dropout': key})`).
+    ///
+    /// ```
+    /// use attn_layers::{Call, Cpu, MultiHeadDotProductAttention, tensor::TensorView};
+    /// use attn_layers::random::{DefaultWidth, Key, Rngs};
+    ///
+    /// let layer = MultiHeadDotProductAttention {
+    ///     use_bias: false,
+    ///     dropout_rate: 0.5,
+    ///     deterministic: Some(false),
+    ///     ..MultiHeadDotProductAttention::new(1)
+    /// };
+    /// let one = TensorView::from_slice(&[1.0f32], &[1, 1, 1])?;
+    /// let params = [("query/kernel", one), ("key/kernel", one), ("value/kernel", one), ("out/kernel", one)];
+    /// let x = TensorView::from_slice(&[1.0f32; 4], &[4, 1])?;
+    /// let rngs = Rngs { dropout: Some(Key::new(1, DefaultWidth::Bits32)), ..Rngs::default() };
+    /// let y = layer.apply(&Cpu::detect(), &params, Call::new(x).with_rngs(rngs))?;
+    /// // Each query keeps some of its four weights of 1/4, and doubles them.
+    /// assert!(y.out.to_vec_f64().iter().all(|sum| [0.0, 0.5, 1.0, 1.5, 2.0].contains(sum)));
+    /// # Ok::<(), attn_layers::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_rngs(mut self, rngs: Rngs) -> Self {
+        self.rngs = rngs;
+        self
+    }
+
+    /// With `make_rng_count`.
+    #[must_use]
+    pub fn with_make_rng_count(mut self, make_rng_count: u32) -> Self {
+        self.make_rng_count = make_rng_count;
         self
     }
 

@@ -25,15 +25,23 @@ mod typed;
 #[cfg(feature = "alloc")]
 mod axis;
 #[cfg(feature = "alloc")]
+mod backward;
+#[cfg(feature = "alloc")]
 mod bind;
 #[cfg(feature = "alloc")]
 mod cache;
 #[cfg(feature = "alloc")]
+mod dropout;
+#[cfg(feature = "alloc")]
 mod einsum;
+#[cfg(feature = "alloc")]
+mod einsum_backward;
 #[cfg(feature = "alloc")]
 mod forward;
 #[cfg(feature = "alloc")]
 mod functions;
+#[cfg(feature = "alloc")]
+mod gradients;
 #[cfg(feature = "alloc")]
 mod hooks;
 #[cfg(feature = "alloc")]
@@ -43,7 +51,13 @@ mod masks;
 #[cfg(feature = "alloc")]
 mod prefill;
 #[cfg(feature = "alloc")]
+mod product;
+#[cfg(feature = "alloc")]
 mod stage;
+#[cfg(feature = "alloc")]
+mod stage_backward;
+#[cfg(feature = "alloc")]
+mod vjp;
 
 pub use attn_core::{
     self as core, DType, Dims, Error, FullyMasked, HostView, HostViewMut, Result, ScalarType, bf16,
@@ -72,9 +86,13 @@ pub use typed::{
 };
 
 #[cfg(feature = "alloc")]
+pub use backward::Residuals;
+#[cfg(feature = "alloc")]
 pub use cache::{AnyCache, CacheAccess};
 #[cfg(feature = "alloc")]
 pub use functions::{DotProductAttention, dot_product_attention, dot_product_attention_weights};
+#[cfg(feature = "alloc")]
+pub use gradients::{Gradients, ParamGradients};
 #[cfg(feature = "alloc")]
 pub use hooks::{AttentionArgs, AttentionFn, DotGeneral, DotGeneralCls, Einsum, EinsumCls};
 #[cfg(feature = "alloc")]
@@ -89,3 +107,5 @@ pub use masks::{combine_masks, make_attention_mask, make_attention_mask_with, ma
 pub use scratch::OwnedScratch;
 #[cfg(feature = "alloc")]
 pub use stage::HostKernels;
+#[cfg(feature = "alloc")]
+pub use vjp::{AttentionGradients, AttentionResiduals, dot_product_attention_vjp};

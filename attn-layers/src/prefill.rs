@@ -47,6 +47,8 @@ impl Parts {
         let inputs = resolve(call)?;
         let (axis, tokens) = token_axis(&inputs)?;
         let mut done = 0;
+        // Each of the calls that feed one token draws the same numbers for its one row.
+        self.one_by_one = pass.may_drop(call);
         // Without any token there is still one (empty) part, for its checks and its output.
         while done < tokens || self.outputs.is_empty() {
             let most = cache.free()?.max(1).min(tokens - done);
@@ -63,6 +65,8 @@ impl Parts {
                 .with_mask(mask.as_ref().map(Tensor::view))
                 .with_deterministic(call.deterministic)
                 .with_dropout_rng(call.dropout_rng)
+                .with_rngs(call.rngs)
+                .with_make_rng_count(call.make_rng_count)
                 .with_sow_weights(call.sow_weights);
             let projected = pass.project_inputs(&part)?;
             if count > 1 && !(is_finite(&projected.key) && is_finite(&projected.value)) {

@@ -3,10 +3,11 @@
 
 use crate::scratch::buffer;
 use crate::tensor::{Tensor, TensorView};
-use alloc::vec::Vec;
+use alloc::{borrow::Cow, vec::Vec};
 use attn_core::{
-    Attention, AttentionShape, Backend, Causal, DType, Dims, Element, Error, FullyMasked, Host,
-    HostView, HostViewMut, Kernels, Mask, Projection, Result, RowOrder, ScalarType, bf16, f16,
+    Attention, AttentionShape, Backend, Causal, DType, Dims, Dropout, Element, Error, FullyMasked,
+    Host, HostView, HostViewMut, Kernels, Mask, Projection, Result, RowOrder, ScalarType, bf16,
+    f16,
 };
 
 /// A backend on the host's memory that has kernels for every dtype: what Flax's layer needs, whose dtypes are known only at
@@ -36,6 +37,8 @@ macro_rules! with_dtype {
         }
     };
 }
+
+pub(crate) use with_dtype;
 
 /// `promote_dtype`: the module's dtype if it is set, else what JAX promotes the arrays to: their floats among each other,
 /// or `float32` where there is none.
@@ -96,11 +99,7 @@ fn project_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>
         row_order,
     };
     let mut scratch: Vec<T::Acc> = buffer(backend.project_scratch(rows, features, outputs))?;
-    backend.project(
-        &call,
-        HostViewMut::new(elements(&mut out)?, &shape)?,
-        &mut scratch,
-    )?;
+    backend.project(&call, view_mut(&mut out)?, &mut scratch)?;
     Ok(out)
 }
 
@@ -122,11 +121,10 @@ fn normalize_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Erro
     if x.scalar() != T::SCALAR {
         x = x.to_dtype(T::DTYPE)?;
     }
-    let shape = *x.shape();
     // The scale is not rounded to the computation dtype: Flax multiplies in the statistics' type.
     let scale = scale.cast::<T::Acc>()?;
     backend.normalize(
-        HostViewMut::new(elements::<T>(&mut x)?, &shape)?,
+        view_mut::<T>(&mut x)?,
         HostView::new(&scale, &[scale.len()])?,
         crate::typed::EPSILON,
     )?;
@@ -139,86 +137,132 @@ pub(crate) struct Options<'a> {
     pub(crate) bias: Option<&'a TensorView<'a>>,
     pub(crate) keep: Option<&'a Keep>,
     pub(crate) causal: Option<Causal>,
-    pub(crate) weights: bool,
+    pub(crate) dropout: Option<Dropout>,
 }
 
-/// Output and weights of the attention core. Weights are in accumulator precision.
+/// What is asked for beside the output.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Wanted {
+    pub(crate) weights: bool,
+    pub(crate) statistics: bool,
+}
+
+/// Output of the attention core, weights and statistics of the rows in accumulator precision.
 pub(crate) struct Attended {
     pub(crate) out: Tensor,
     pub(crate) weights: Option<Tensor>,
+    pub(crate) statistics: Option<Tensor>,
 }
 
 /// The fused attention in `dtype`.
 pub(crate) fn attend<B: HostKernels>(
     backend: &B,
     dtype: DType,
-    [query, key, value]: [&TensorView<'_>; 3],
+    operands: [&TensorView<'_>; 3],
     options: &Options<'_>,
+    wanted: Wanted,
 ) -> Result<Attended> {
-    with_dtype!(dtype, attend_as(backend, [query, key, value], options))
+    with_dtype!(dtype, attend_as(backend, operands, options, wanted))
 }
 
 fn attend_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>(
     backend: &B,
-    [query, key, value]: [&TensorView<'_>; 3],
+    operands: [&TensorView<'_>; 3],
     options: &Options<'_>,
+    wanted: Wanted,
 ) -> Result<Attended> {
-    let shape = AttentionShape::of(query.shape(), key.shape(), value.shape())?;
-    let out_shape = shape.output(query.shape())?;
-    let weights_shape = shape.weights(query.shape())?;
+    let [query, key, value] = operands.map(TensorView::shape);
+    let shape = AttentionShape::of(query, key, value)?;
+    let out_shape = shape.output(query)?;
+    let extra = |wanted, shape: Dims| {
+        let scalar = <T::Acc as attn_core::Scalar>::SCALAR;
+        match wanted {
+            true => Tensor::zeros(scalar, &shape).map(Some),
+            false => Ok(None),
+        }
+    };
     let mut out = Tensor::zeros(T::SCALAR, &out_shape)?;
-    let mut weights = match options.weights {
-        true => Some(Tensor::zeros(
-            <T::Acc as attn_core::Scalar>::SCALAR,
-            &weights_shape,
-        )?),
-        false => None,
+    let mut weights = extra(wanted.weights, shape.weights(query)?)?;
+    let mut statistics = extra(wanted.statistics, shape.statistics(query)?)?;
+    let is_empty = |tensor: &Option<Tensor>| {
+        let tensor = tensor.as_ref();
+        tensor.is_none_or(|tensor| tensor.shape().contains(&0))
     };
-    if out_shape.contains(&0)
-        && weights
-            .as_ref()
-            .is_none_or(|weights| weights.shape().contains(&0))
-    {
-        return Ok(Attended { out, weights });
+    if out_shape.contains(&0) && is_empty(&weights) && is_empty(&statistics) {
+        return Ok(Attended {
+            out,
+            weights,
+            statistics,
+        });
     }
-    let (query_data, key_data, value_data) =
-        (query.cast::<T>()?, key.cast::<T>()?, value.cast::<T>()?);
-    let bias_data = options.bias.map(|bias| bias.cast::<T::Acc>()).transpose()?;
-    let bias = match (&bias_data, options.bias) {
-        (Some(data), Some(bias)) => Some(HostView::new(data, bias.shape())?),
-        _ => None,
-    };
-    let weights_view = match &mut weights {
-        Some(weights) => Some(HostViewMut::new(elements(weights)?, &weights_shape)?),
-        None => None,
-    };
-    let call = Attention::new(
-        HostView::new(&query_data, query.shape())?,
-        HostView::new(&key_data, key.shape())?,
-        HostView::new(&value_data, value.shape())?,
-    )
-    .with_bias(bias)
-    .with_mask(options.keep.map(Keep::mask).transpose()?)
-    .with_causal(options.causal)
-    .with_fully_masked(FullyMasked::MeanOfValues)
-    .with_weights(weights_view);
+    let operands = Operands::<T>::new(operands, options)?;
+    let call = operands
+        .call(options)?
+        .with_weights(weights.as_mut().map(view_mut).transpose()?)
+        .with_statistics(statistics.as_mut().map(view_mut).transpose()?);
     let mut scratch: Vec<T::Acc> = buffer(backend.attend_scratch(&shape))?;
-    backend.attend(
-        call,
-        HostViewMut::new(elements(&mut out)?, &out_shape)?,
-        &mut scratch,
-    )?;
-    Ok(Attended { out, weights })
+    backend.attend(call, view_mut(&mut out)?, &mut scratch)?;
+    Ok(Attended {
+        out,
+        weights,
+        statistics,
+    })
+}
+
+/// What an attention call reads, cast to its dtype.
+pub(crate) struct Operands<'a, T: Element> {
+    parts: [(Cow<'a, [T]>, Dims); 3],
+    bias: Option<(Cow<'a, [T::Acc]>, Dims)>,
+}
+
+impl<'a, T: Element> Operands<'a, T> {
+    pub(crate) fn new(
+        [query, key, value]: [&TensorView<'a>; 3],
+        options: &Options<'a>,
+    ) -> Result<Self> {
+        let cast = |view: &TensorView<'a>| Ok::<_, Error>((view.cast::<T>()?, *view.shape()));
+        let bias = |bias: &TensorView<'a>| Ok::<_, Error>((bias.cast::<T::Acc>()?, *bias.shape()));
+        Ok(Self {
+            parts: [cast(query)?, cast(key)?, cast(value)?],
+            bias: options.bias.map(bias).transpose()?,
+        })
+    }
+
+    /// The call, its outputs not asked for yet.
+    pub(crate) fn call<'b>(&'b self, options: &Options<'b>) -> Result<Attention<'b, Host, T>> {
+        let [query, key, value] = &self.parts;
+        let bias = self.bias.as_ref();
+        let call = Attention::new(
+            HostView::new(&query.0, &query.1)?,
+            HostView::new(&key.0, &key.1)?,
+            HostView::new(&value.0, &value.1)?,
+        )
+        .with_bias(
+            bias.map(|(data, shape)| HostView::new(data, shape))
+                .transpose()?,
+        )
+        .with_mask(options.keep.map(Keep::mask).transpose()?)
+        .with_causal(options.causal)
+        .with_fully_masked(FullyMasked::MeanOfValues)
+        .with_dropout(options.dropout);
+        Ok(call)
+    }
 }
 
 /// The elements of a tensor that was made with this type.
-fn elements<T: attn_core::Scalar>(tensor: &mut Tensor) -> Result<&mut [T]> {
+pub(crate) fn elements<T: attn_core::Scalar>(tensor: &mut Tensor) -> Result<&mut [T]> {
     let got = tensor.scalar();
     tensor.as_mut_slice().ok_or(Error::DTypeMismatch {
         argument: "tensor",
         got,
         wanted: T::SCALAR,
     })
+}
+
+/// A tensor that was made with this type, to be written.
+pub(crate) fn view_mut<T: attn_core::Scalar>(tensor: &mut Tensor) -> Result<HostViewMut<'_, T>> {
+    let shape = *tensor.shape();
+    HostViewMut::new(elements(tensor)?, &shape)
 }
 
 /// A mask of any dtype as bytes: 1 where it is not 0.

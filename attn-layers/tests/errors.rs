@@ -290,6 +290,16 @@ const FAULTS: &[Fault] = &[
         Error::MaskRank { left: 2, right: 4 }
     ),
     fault!(
+        "rate",
+        "dropout",
+        false,
+        |w| {
+            w.layer.dropout_rate = 1.5;
+            (w.layer.deterministic, w.deterministic) = (Some(true), Some(true));
+        },
+        Error::DropoutRate { got: 1.5 }
+    ),
+    fault!(
         "E8",
         "dropout",
         false,
@@ -375,20 +385,6 @@ const FAULTS: &[Fault] = &[
         }
     ),
     fault!(
-        "active dropout",
-        "dropout",
-        false,
-        |w| {
-            w.layer.dropout_rate = 0.5;
-            w.deterministic = Some(false);
-            w.dropout_rng = Some([1, 2]);
-        },
-        Error::Unsupported {
-            feature: "active dropout",
-            ..
-        }
-    ),
-    fault!(
         "E10 out",
         "out kernel",
         false,
@@ -469,17 +465,37 @@ fn one_einsum_is_named_before_its_precision() {
 
 #[test]
 fn deterministic_is_not_looked_at_without_dropout() {
-    for rate in [0.0, -1.0, f64::NAN] {
-        let mut world = World::new(false);
-        world.layer.dropout_rate = rate;
-        (world.layer.deterministic, world.deterministic) = (Some(false), Some(false));
-        world.run().expect("no dropout");
-    }
+    let mut world = World::new(false);
+    (world.layer.deterministic, world.deterministic) = (Some(false), Some(false));
+    world.run().expect("no dropout");
     for (constructor, call) in [(Some(true), None), (None, Some(true))] {
         let mut world = World::new(false);
         world.layer.dropout_rate = 0.5;
         (world.layer.deterministic, world.deterministic) = (constructor, call);
         world.run().expect("deterministic");
+    }
+}
+
+#[test]
+fn a_rate_that_is_no_probability_is_an_error_deterministic_or_not() {
+    for rate in [-0.1, 1.000_1, f64::NAN, f64::INFINITY] {
+        for deterministic in [None, Some(true), Some(false)] {
+            let mut world = World::new(false);
+            world.layer.dropout_rate = rate;
+            world.deterministic = deterministic;
+            assert!(
+                matches!(world.run(), Err(Error::DropoutRate { .. })),
+                "{rate}"
+            );
+            let one = zeros(&[1, 1, 1]);
+            let mut arguments = DotProductAttention::new(one.view(), one.view());
+            arguments.dropout_rate = rate;
+            arguments.deterministic = deterministic == Some(true);
+            let out = dot_product_attention(&Cpu::portable(), &arguments, one.view());
+            assert!(matches!(out, Err(Error::DropoutRate { .. })), "{rate}");
+            let weights = dot_product_attention_weights(&Cpu::portable(), &arguments);
+            assert!(matches!(weights, Err(Error::DropoutRate { .. })), "{rate}");
+        }
     }
 }
 
@@ -562,9 +578,7 @@ fn the_functions_default_is_not_deterministic() {
     let run = |arguments: &_| dot_product_attention(&Cpu::portable(), arguments, one.view());
     assert_eq!(run(&arguments).unwrap_err(), Error::DropoutRngMissing);
     arguments.dropout_rng = Some([0, 0]);
-    assert!(matches!(run(&arguments), Err(Error::Unsupported { .. })));
-    arguments.dropout_rate = f64::NAN;
-    run(&arguments).expect("NaN is not above 0");
+    run(&arguments).expect("a key");
     (arguments.dropout_rate, arguments.deterministic) = (0.5, true);
     run(&arguments).expect("deterministic");
 }

@@ -1,0 +1,109 @@
+//! What a backward pass gives: the gradients of a layer's inputs and parameters.
+
+use crate::layer::Call;
+use crate::params::ParamSource;
+use crate::tensor::{Tensor, TensorView};
+use alloc::vec::Vec;
+
+/// The gradients of a call of [`MultiHeadDotProductAttention`](crate::MultiHeadDotProductAttention), each of its array's shape and dtype. There
+/// is one for each input that was given.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Gradients {
+    /// Of `inputs_q`; in self-attention the sum of its uses as query, key and value.
+    pub d_inputs_q: Tensor,
+    /// Of `inputs_k`; without `inputs_v` the sum of its uses as key and value.
+    pub d_inputs_k: Option<Tensor>,
+    /// Of `inputs_v`.
+    pub d_inputs_v: Option<Tensor>,
+    /// Of `inputs_kv`: the sum of its uses as key and value.
+    pub d_inputs_kv: Option<Tensor>,
+    /// Of the parameters.
+    pub params: ParamGradients,
+}
+
+/// The gradients of a layer's parameters by Flax's names and in its order: `query/kernel`, `query/bias`, `key/…`, `value/…`, `query_ln/scale`,
+/// `key_ln/scale`, `out/kernel`, `out/bias`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ParamGradients {
+    entries: Vec<(&'static str, Tensor)>,
+}
+
+impl ParamGradients {
+    /// Each path with its gradient.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, TensorView<'_>)> {
+        self.entries
+            .iter()
+            .map(|(path, tensor)| (*path, tensor.view()))
+    }
+
+    pub(crate) fn push(&mut self, path: &'static str, gradient: Tensor) {
+        self.entries.push((path, gradient));
+    }
+}
+
+impl IntoIterator for ParamGradients {
+    type Item = (&'static str, Tensor);
+    type IntoIter = alloc::vec::IntoIter<Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.entries.into_iter()
+    }
+}
+
+impl ParamSource for ParamGradients {
+    fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
+        let is_it = |path: &str| path.split_once('/') == Some((scope, name));
+        let (_, tensor) = self.entries.iter().find(|(path, _)| is_it(path))?;
+        Some(tensor.view())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+/// The gradients of the inputs as their uses come in.
+pub(crate) struct InputSums {
+    /// Which input serves as query, key and value.
+    serves: [usize; 3],
+    sums: [Option<Tensor>; 3],
+}
+
+impl InputSums {
+    pub(crate) fn new(call: &Call<'_>) -> Self {
+        let key = match call.inputs_k.is_some() || call.inputs_kv.is_some() {
+            true => 1,
+            false => 0,
+        };
+        let value = match call.inputs_v.is_some() {
+            true => 2,
+            false => key,
+        };
+        Self {
+            serves: [0, key, value],
+            sums: [None, None, None],
+        }
+    }
+
+    /// The sum so far of the input that serves as query (0), key (1) or value (2); to be put back with the new use.
+    pub(crate) fn of(&mut self, role: usize) -> &mut Option<Tensor> {
+        &mut self.sums[self.serves[role]]
+    }
+
+    /// The gradients with those of the parameters; `None` if the query had no use.
+    pub(crate) fn finish(self, call: &Call<'_>, params: ParamGradients) -> Option<Gradients> {
+        let [query, key, d_inputs_v] = self.sums;
+        let (d_inputs_k, d_inputs_kv) = match call.inputs_kv {
+            Some(_) => (None, key),
+            None => (key, None),
+        };
+        Some(Gradients {
+            d_inputs_q: query?,
+            d_inputs_k,
+            d_inputs_v,
+            d_inputs_kv,
+            params,
+        })
+    }
+}
