@@ -21,7 +21,7 @@ fn golden() -> PathBuf {
 fn all_must_pass(cpu: &Cpu) {
     let cases = find_cases(&[golden()]).expect("the committed cases are there");
     assert!(
-        cases.len() >= 40,
+        cases.len() >= 180,
         "only {} cases are committed",
         cases.len()
     );
@@ -62,10 +62,16 @@ impl Copy {
             matches!(case, Ok(Ok(case)) if case["kind"] == kind)
         };
         let cases = find_cases(&[golden()]).expect("the committed cases are there");
-        let case = cases
-            .into_iter()
-            .find(is_of_kind)
-            .expect("a case of this kind");
+        let case = cases.into_iter().find(is_of_kind);
+        Self::of_file(&case.expect("a case of this kind"), test)
+    }
+
+    /// A copy of the case of this name.
+    fn named(name: &str, test: &str) -> Self {
+        Self::of_file(&golden().join(format!("{name}.json")), test)
+    }
+
+    fn of_file(case: &Path, test: &str) -> Self {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("replay")
             .join(test);
@@ -184,18 +190,95 @@ fn a_call_that_should_have_failed_fails() {
 
 #[test]
 fn what_is_not_supported_says_so() {
-    let init = Copy::of("forward", "init").edited(|case| case["kind"] = json!("init"));
-    init.must_fail_with("initializers are not supported");
     let onnx = Copy::of("forward", "onnx").edited(|case| case["op"] = json!("Attention"));
     onnx.must_fail_with("ONNX");
     let field =
         Copy::of("forward", "field").edited(|case| case["config"]["num_kv_heads"] = json!(2));
     field.must_fail_with("config.num_kv_heads is not supported");
-    let dropout = Copy::of("forward", "dropout").edited(|case| {
-        case["config"]["dropout_rate"] = json!(0.5);
-        case["config"]["deterministic"] = json!(false);
+    let initializer = Copy::of("init", "initializer")
+        .edited(|case| case["config"]["kernel_init"] = json!({"name": "orthogonal"}));
+    initializer.must_fail_with("the initializer \"orthogonal\" is not supported");
+    let argument = Copy::of("init", "argument").edited(|case| {
+        case["config"]["kernel_init"] = json!({"name": "normal", "mean": 1.0});
     });
-    dropout.must_fail_with("dropout");
+    argument.must_fail_with("kernel_init.mean is not supported");
+}
+
+/// Flips bits of the last byte but `from_end` of the expected tensors; they are those of the value's kernel.
+fn damage_parameter(case: &Copy, from_end: usize) {
+    let mut expected = fs::read(case.file("expected")).expect("a file");
+    let at = expected.len() - 1 - from_end;
+    expected[at] ^= 1;
+    fs::write(case.file("expected"), expected).expect("the copy can be written");
+}
+
+#[test]
+fn other_parameters_than_those_of_flax_fail() {
+    let case = Copy::named("init_nested", "parameter");
+    assert!(case.replay().passed());
+    // A byte of the exponent.
+    damage_parameter(&case, 0);
+    case.must_fail_with("params/value/kernel");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn a_parameter_that_is_off_in_the_last_bit_fails() {
+    let case = Copy::named("init_nested", "last_bit");
+    damage_parameter(&case, 3);
+    case.must_fail_with("params/value/kernel");
+}
+
+#[test]
+fn the_bits_of_another_version_are_accepted_where_they_are_recorded() {
+    let other = Copy::named("init_nested", "version").edited(|case| {
+        case["expected"]["params/key/kernel"]["truth"] = json!("params/query/kernel");
+    });
+    other.must_fail_with("params/key/kernel");
+    let both = other.edited(|case| {
+        case["expected"]["params/key/kernel"]["also_accepted"] = json!("params/key/kernel");
+    });
+    assert_eq!(
+        both.replay().passed(),
+        cfg!(target_arch = "x86_64"),
+        "elsewhere only distances count"
+    );
+}
+
+#[test]
+fn a_parameter_that_flax_does_not_make_fails() {
+    let case = Copy::named("init_nested", "more").edited(|case| {
+        let expected = case["expected"].as_object_mut().expect("an object");
+        expected.remove("params/query/bias");
+    });
+    case.must_fail_with("params/query/bias was made");
+}
+
+#[test]
+fn random_numbers_depend_on_everything_that_a_case_says() {
+    let init = |edit: fn(&mut Value)| Copy::named("init_nested", "init").edited(edit);
+    init(|case| case["seed"] = json!(4)).must_fail_with("the seed 4 makes the key");
+    init(|case| case["flax_fix_rng_separator"] = json!(true)).must_fail_with("params/");
+    init(|case| case["jax_threefry_partitionable"] = json!(false)).must_fail_with("params/");
+    init(|case| case["module_path"] = json!(["encoder", null])).must_fail_with("null entry");
+    let dropout = |edit: fn(&mut Value)| Copy::named("dropout_nested", "dropout").edited(edit);
+    dropout(|case| case["module_path"] = json!(["encoder"])).must_fail_with("dropout_keep");
+    dropout(|case| case["make_rng_count"] = json!(2)).must_fail_with("dropout_keep");
+    dropout(|case| case["make_rng_count"] = json!(0)).must_fail_with("make_rng_count is 0");
+    dropout(|case| case["x64"] = json!(true)).must_fail_with("dropout_keep");
+    dropout(|case| case["rngs"] = json!({})).must_fail_with("a random key");
+}
+
+#[test]
+fn a_gradient_beyond_its_tolerance_is_named() {
+    for name in ["d_inputs_q", "d_params/key/kernel", "d_params/out/bias"] {
+        let case = Copy::named("gradient_self", "gradient");
+        let case = case.edited(|case| case["expected"][name]["atol"] = json!(0.0));
+        case.must_fail_with(name);
+    }
+    let bias = Copy::named("gradient_attention_bias_keys", "bias")
+        .edited(|case| case["expected"]["d_bias"]["atol"] = json!(0.0));
+    bias.must_fail_with("d_bias");
 }
 
 #[test]

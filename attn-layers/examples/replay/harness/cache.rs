@@ -43,7 +43,9 @@ pub(crate) fn creating_call(case: &Case) -> Result<Option<Call<'_>>> {
         .with_inputs_v(case.inputs.find("init_inputs_v"))
         .with_inputs_kv(case.inputs.find("init_inputs_kv"))
         .with_deterministic(case.call.flag("deterministic")?)
-        .with_dropout_rng(case.dropout_rng()?);
+        .with_dropout_rng(case.dropout_rng()?)
+        .with_rngs(case.streams()?)
+        .with_make_rng_count(case.make_rng_count);
     Ok(Some(call))
 }
 

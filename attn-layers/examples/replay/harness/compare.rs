@@ -1,6 +1,6 @@
 //! Outputs against what a case expects.
 
-use super::case::{Case, Expected};
+use super::case::{Case, Expected, Limit};
 use anyhow::{Context, Result, ensure};
 use attn_layers::tensor::{Tensor, TensorView};
 use std::collections::BTreeMap;
@@ -85,22 +85,59 @@ fn output_against(
         output.shape(),
         expected.shape
     );
-    let truth = case.truth.view(&expected.truth)?;
-    ensure!(
-        truth.shape() == output.shape(),
-        "the case is damaged: {} is {}, not {:?}",
-        expected.truth,
-        truth.shape(),
-        expected.shape
-    );
-    let (max_abs_err, difference) = elements(output, truth, expected.atol);
+    let truth = truth(case, expected, &expected.truth)?;
+    let (atol, (max_abs_err, difference)) = match &expected.limit {
+        Limit::Distance(atol) => (*atol, elements(output, truth, *atol)),
+        Limit::Bits { also } => {
+            let also = also.as_deref();
+            let also = also
+                .map(|name| self::truth(case, expected, name))
+                .transpose()?;
+            (0.0, same_bits(output, truth, also))
+        }
+    };
     let measured = Measured {
         dtype,
         shape: expected.shape.clone(),
         max_abs_err,
-        atol: expected.atol,
+        atol,
     };
     Ok((measured, difference))
+}
+
+/// A tensor of the expected file that `expected` names.
+fn truth<'c>(case: &'c Case, expected: &Expected, name: &str) -> Result<TensorView<'c>> {
+    let truth = case.truth.view(name)?;
+    ensure!(
+        **truth.shape() == *expected.shape,
+        "the case is damaged: {name} is {}, not {:?}",
+        truth.shape(),
+        expected.shape
+    );
+    Ok(truth)
+}
+
+/// Compares all bits with those of `truth` and of `also`: the output must have the one's or the other's.
+fn same_bits(
+    output: TensorView<'_>,
+    truth: TensorView<'_>,
+    also: Option<TensorView<'_>>,
+) -> (f64, Option<Difference>) {
+    let is =
+        |view: &TensorView<'_>| view.scalar() == output.scalar() && view.bytes() == output.bytes();
+    if is(&truth) || also.as_ref().is_some_and(is) {
+        return (0.0, None);
+    }
+    let (largest, difference) = elements(output, truth, 0.0);
+    // Zeros of different signs, and nothing else: as numbers they are equal.
+    let signs = || Difference {
+        index: Vec::new(),
+        got: 0.0,
+        wanted: -0.0,
+        allowed: 0.0,
+        elements: 1,
+    };
+    (largest, Some(difference.unwrap_or_else(signs)))
 }
 
 /// The largest difference, and the worst element if any is outside of `allowed`.

@@ -2,6 +2,7 @@
 
 use super::case::Case;
 use super::forward::Arguments;
+use super::random::Drawn;
 use super::{Outputs, axis, cache, layer};
 use anyhow::{Result, ensure};
 use attn_layers::cpu::Cpu;
@@ -10,7 +11,8 @@ use attn_layers::{AnyCache, CacheAccess};
 
 /// Feeds `inputs_q` token by token into a fresh cache. Outputs are joined along the length.
 pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
-    let layer = layer::of(case)?;
+    let path = case.path();
+    let layer = layer::of(case, &path)?;
     ensure!(layer.decode, "a decode case needs config.decode");
     let params: Vec<_> = case.params.iter().collect();
     let arguments = Arguments::of(case)?;
@@ -40,6 +42,13 @@ pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
         weights.extend(output.attention_weights);
     }
     join_into(&mut outputs, "out", &outs)?;
+    // Every step draws the same numbers: each is an apply of its own.
+    if let Some(slots) = cache.as_ref().map(|cache| cache.cached_key.shape()) {
+        let max_length = slots.iter().rev().nth(2).copied().unwrap_or(0);
+        if let Some(drawn) = Drawn::in_layer(case, 1, max_length)? {
+            outputs.insert("dropout_keep".to_owned(), drawn.kept(case.convention())?);
+        }
+    }
     if !weights.is_empty() {
         join_into(&mut outputs, "attention_weights", &weights)?;
     }

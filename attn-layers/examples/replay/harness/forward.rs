@@ -1,10 +1,11 @@
 //! One call of a layer, as `Module.apply` makes it.
 
 use super::case::Case;
-use super::{Outputs, cache, layer};
-use anyhow::{Result, ensure};
+use super::random::Drawn;
+use super::{Outputs, axis, cache, gradients, layer};
+use anyhow::{Error, Result, ensure};
 use attn_layers::cpu::Cpu;
-use attn_layers::tensor::TensorView;
+use attn_layers::tensor::{Tensor, TensorView};
 use attn_layers::{CacheAccess, Call, Output};
 
 /// The arguments of a call that are tensors, whole.
@@ -47,6 +48,8 @@ impl<'a> Arguments<'a> {
             .with_mask(self.mask)
             .with_deterministic(case.call.flag("deterministic")?)
             .with_dropout_rng(case.dropout_rng()?)
+            .with_rngs(case.streams()?)
+            .with_make_rng_count(case.make_rng_count)
             .with_sow_weights(case.call.flag("sow_weights")?.unwrap_or(false))
             .with_cache(cache))
     }
@@ -58,12 +61,10 @@ impl<'a> Arguments<'a> {
 ///
 /// The library's error as it is, or what is wrong with the case.
 pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
-    ensure!(
-        case.inputs.find("d_out").is_none(),
-        "gradients are not supported yet"
-    );
-    let layer = layer::of(case)?;
+    let path = case.path();
+    let layer = layer::of(case, &path)?;
     let params: Vec<_> = case.params.iter().collect();
+    let arguments = Arguments::of(case)?;
     let before = if layer.decode {
         cache::before_call(case, &layer, &params)?
     } else {
@@ -75,16 +76,37 @@ pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
         Some(cache) => CacheAccess::Immutable(cache),
         None => CacheAccess::None,
     };
-    let called = layer.apply(cpu, &params, Arguments::of(case)?.call(case, access)?);
+    let call = arguments.call(case, access)?;
+    let called = match case.inputs.find("d_out") {
+        None => layer
+            .apply(cpu, &params, call)
+            .map(named)
+            .map_err(Error::from),
+        Some(d_out) => gradients::of_layer(cpu, &layer, &params, call, d_out)
+            .map(|(output, gradients)| named(output).into_iter().chain(gradients).collect()),
+    };
     ensure!(
         called.is_ok() || after == before,
         "the call failed but changed the cache"
     );
-    let mut outputs = named(called?);
+    let mut outputs: Outputs = called?;
+    if let Some(kept) = kept(case, &arguments)? {
+        outputs.insert("dropout_keep".to_owned(), kept);
+    }
     if let Some(cache) = after {
         cache::add_to(&mut outputs, cache)?;
     }
     Ok(outputs)
+}
+
+/// Which weights the call's dropout keeps.
+fn kept(case: &Case, arguments: &Arguments<'_>) -> Result<Option<Tensor>> {
+    let keys = arguments.inputs_kv.or(arguments.inputs_k);
+    let length = |view: &TensorView<'_>| Ok::<_, Error>(view.shape()[axis::from_end(view, 2)?]);
+    let query_length = length(&arguments.inputs_q)?;
+    let key_length = keys.as_ref().map_or(Ok(query_length), length)?;
+    let drawn = Drawn::in_layer(case, query_length, key_length)?;
+    drawn.map(|drawn| drawn.kept(case.convention())).transpose()
 }
 
 /// The outputs by the names that cases give them.

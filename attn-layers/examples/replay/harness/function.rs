@@ -2,10 +2,10 @@
 
 use super::case::Case;
 use super::layer::{canonical, precision};
-use super::{Outputs, mask_helper};
-use anyhow::{Context, Result, bail};
+use super::random::Drawn;
+use super::{Outputs, gradients, mask_helper};
+use anyhow::{Context, Result, bail, ensure};
 use attn_layers::cpu::Cpu;
-use attn_layers::tensor::Tensor;
 use attn_layers::{DotProductAttention, dot_product_attention, dot_product_attention_weights};
 
 /// Calls the function that the case names.
@@ -19,21 +19,25 @@ pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
         .as_deref()
         .context("case.function is missing")?;
     let result = match name {
-        "dot_product_attention" => Some(attention(case, cpu)?),
-        "dot_product_attention_weights" => Some(weights(case, cpu)?),
+        "dot_product_attention" => return attention(case, cpu),
+        "dot_product_attention_weights" => return weights(case, cpu),
         "make_attention_mask" => Some(mask_helper::attention_mask(case)?),
         "make_causal_mask" => Some(mask_helper::causal_mask(case)?),
         "combine_masks" => mask_helper::combined(case)?,
         other => bail!("the function {other:?} is not supported"),
     };
-    let mut outputs = Outputs::new();
-    if let Some(result) = result {
-        // A function has one result; the case may give it any name.
-        let name = case.expected.keys().next().map_or("out", String::as_str);
-        outputs.insert(name.to_owned(), result);
-    }
-    Ok(outputs)
+    let result = result.map(|result| (result_name(case), result));
+    Ok(result.into_iter().collect())
 }
+
+/// A function has one result; the case may give it any name.
+fn result_name(case: &Case) -> String {
+    let is_result = |name: &&String| *name != DROPOUT_KEEP && !name.starts_with("d_");
+    let name = case.expected.keys().find(is_result);
+    name.map_or_else(|| "out".to_owned(), String::clone)
+}
+
+const DROPOUT_KEEP: &str = "dropout_keep";
 
 const OPTIONS: [&str; 10] = [
     "positional",
@@ -48,19 +52,45 @@ const OPTIONS: [&str; 10] = [
     "force_fp32_for_softmax",
 ];
 
-fn attention(case: &Case, cpu: &Cpu) -> Result<Tensor> {
+fn attention(case: &Case, cpu: &Cpu) -> Result<Outputs> {
     case.call
         .only(&[&["query", "key", "value"], OPTIONS.as_slice()].concat())?;
     let value = case
         .argument(2, "value")?
         .context("call.value is missing")?;
-    Ok(dot_product_attention(cpu, &arguments(case, 3)?, value)?)
+    let arguments = arguments(case, 3)?;
+    let (out, mut outputs) = match case.inputs.find("d_out") {
+        None => (
+            dot_product_attention(cpu, &arguments, value)?,
+            Outputs::new(),
+        ),
+        Some(d_out) => gradients::of_attention(cpu, &arguments, value, d_out)?,
+    };
+    outputs.insert(result_name(case), out);
+    add_kept(case, &arguments, &mut outputs)?;
+    Ok(outputs)
 }
 
-fn weights(case: &Case, cpu: &Cpu) -> Result<Tensor> {
+fn weights(case: &Case, cpu: &Cpu) -> Result<Outputs> {
     case.call
         .only(&[&["query", "key"], OPTIONS.as_slice()].concat())?;
-    Ok(dot_product_attention_weights(cpu, &arguments(case, 2)?)?)
+    ensure!(
+        case.inputs.find("d_out").is_none(),
+        "gradients of the weights are not supported"
+    );
+    let arguments = arguments(case, 2)?;
+    let weights = dot_product_attention_weights(cpu, &arguments)?;
+    let mut outputs = Outputs::from([(result_name(case), weights)]);
+    add_kept(case, &arguments, &mut outputs)?;
+    Ok(outputs)
+}
+
+/// Adds which weights the call's dropout keeps.
+fn add_kept(case: &Case, arguments: &DotProductAttention<'_>, outputs: &mut Outputs) -> Result<()> {
+    if let Some(drawn) = Drawn::in_function(case, &arguments.query, &arguments.key)? {
+        outputs.insert(DROPOUT_KEEP.to_owned(), drawn.kept(case.convention())?);
+    }
+    Ok(())
 }
 
 /// The arguments but the value; `bias` and `mask` are the positional ones from `bias_position` on.
@@ -75,6 +105,7 @@ fn arguments(case: &Case, bias_position: usize) -> Result<DotProductAttention<'_
     arguments.mask = case.argument(bias_position + 1, "mask")?;
     arguments.broadcast_dropout = call.flag("broadcast_dropout")?.unwrap_or(true);
     arguments.dropout_rng = case.dropout_rng()?;
+    arguments.convention = case.convention();
     arguments.dropout_rate = call.number("dropout_rate")?.unwrap_or(0.0);
     arguments.deterministic = call.flag("deterministic")?.unwrap_or(false);
     arguments.dtype = call.scalar("dtype")?.map(|dtype| canonical(case, dtype));

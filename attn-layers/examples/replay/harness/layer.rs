@@ -1,11 +1,12 @@
 //! The layer that a case's config describes.
 
 use super::case::Case;
+use super::initializer;
 use anyhow::{Context, Result, bail, ensure};
 use attn_layers::tensor::TensorView;
 use attn_layers::{Einsum, EinsumCls, Error, MultiHeadDotProductAttention, Precision, ScalarType};
 
-/// Fields that only matter when parameters are made, which no case of these kinds does.
+/// Fields that only matter when parameters are made.
 const INITIALIZERS: [&str; 4] = [
     "kernel_init",
     "out_kernel_init",
@@ -43,12 +44,12 @@ const FIELDS: [&str; 14] = [
     "name",
 ];
 
-/// Makes the layer.
+/// Makes the layer; `path` is that of the case.
 ///
 /// # Errors
 ///
 /// If a field has a value of the wrong kind, or a field is not known: it must not be left out silently.
-pub(crate) fn of(case: &Case) -> Result<MultiHeadDotProductAttention<'static>> {
+pub(crate) fn of<'h>(case: &Case, path: &'h [&'h str]) -> Result<MultiHeadDotProductAttention<'h>> {
     let config = &case.config;
     config.only(&[FIELDS.as_slice(), &INITIALIZERS, &EINSUMS].concat())?;
     let module = case.module.as_deref().context("case.module is missing")?;
@@ -83,6 +84,12 @@ pub(crate) fn of(case: &Case) -> Result<MultiHeadDotProductAttention<'static>> {
             *field = flag;
         }
     }
+    let [kernel, out_kernel, bias, out_bias] =
+        INITIALIZERS.map(|field| initializer::of(config, field));
+    layer.kernel_init = kernel?.unwrap_or(layer.kernel_init);
+    layer.bias_init = bias?.unwrap_or(layer.bias_init);
+    (layer.out_kernel_init, layer.out_bias_init) = (out_kernel?, out_bias?);
+    layer.path = path;
     let einsum = |name| {
         config
             .get(name)

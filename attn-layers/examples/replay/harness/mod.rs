@@ -9,9 +9,13 @@ mod exception;
 mod fields;
 mod forward;
 mod function;
+mod gradients;
+mod init;
+mod initializer;
 mod json;
 mod layer;
 mod mask_helper;
+mod random;
 mod report;
 mod tensors;
 
@@ -120,9 +124,7 @@ fn must_fail(case: &Case, cpu: &Cpu) -> Result<()> {
 
 fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
     match case.kind {
-        Kind::Init => {
-            bail!("initializers are not supported yet: no parameters can be made from a seed")
-        }
+        Kind::Init => init::run(case),
         Kind::Decode => decode::run(case, cpu),
         Kind::Function => function::run(case, cpu),
         Kind::Error if case.module.is_none() => function::run(case, cpu),

@@ -1,0 +1,56 @@
+//! Gradients: `d_out`, the gradient of the output, pulled back to everything that the call was given.
+
+use super::Outputs;
+use anyhow::Result;
+use attn_layers::cpu::Cpu;
+use attn_layers::tensor::{Tensor, TensorView};
+use attn_layers::{
+    Call, DotProductAttention, MultiHeadDotProductAttention, Output, ParamSource,
+    dot_product_attention_vjp,
+};
+
+/// The call of a layer, and the gradients of its inputs and parameters.
+pub(crate) fn of_layer(
+    cpu: &Cpu,
+    layer: &MultiHeadDotProductAttention<'_>,
+    params: &dyn ParamSource,
+    call: Call<'_>,
+    d_out: TensorView<'_>,
+) -> Result<(Output, Outputs)> {
+    let (output, residuals) = layer.forward(cpu, params, call)?;
+    let gradients = layer.backward(cpu, &residuals, d_out)?;
+    let inputs = [
+        ("d_inputs_q", Some(gradients.d_inputs_q)),
+        ("d_inputs_k", gradients.d_inputs_k),
+        ("d_inputs_v", gradients.d_inputs_v),
+        ("d_inputs_kv", gradients.d_inputs_kv),
+    ];
+    let mut outputs = present(inputs);
+    for (path, gradient) in gradients.params {
+        outputs.insert(format!("d_params/{path}"), gradient);
+    }
+    Ok((output, outputs))
+}
+
+/// The call of `dot_product_attention`, and the gradients of its operands and its bias.
+pub(crate) fn of_attention(
+    cpu: &Cpu,
+    arguments: &DotProductAttention<'_>,
+    value: TensorView<'_>,
+    d_out: TensorView<'_>,
+) -> Result<(Tensor, Outputs)> {
+    let (out, residuals) = dot_product_attention_vjp(cpu, arguments, value)?;
+    let gradients = residuals.backward(cpu, d_out)?;
+    let operands = [
+        ("d_query", Some(gradients.d_query)),
+        ("d_key", Some(gradients.d_key)),
+        ("d_value", Some(gradients.d_value)),
+        ("d_bias", gradients.d_bias),
+    ];
+    Ok((out, present(operands)))
+}
+
+fn present<const N: usize>(gradients: [(&str, Option<Tensor>); N]) -> Outputs {
+    let named = |(name, gradient): (&str, Option<Tensor>)| Some((name.to_owned(), gradient?));
+    gradients.into_iter().filter_map(named).collect()
+}
