@@ -64,7 +64,6 @@ pub(crate) struct Tiles<'a, A> {
     ds: &'a mut [A],
     /// Gradients of scaled queries, `[strip][depth][width]`.
     dq: &'a mut [A],
-    k: &'a mut [A],
     v: &'a mut [A],
     /// Dropout's factors of one strip.
     keep: &'a mut [A],
@@ -73,9 +72,9 @@ pub(crate) struct Tiles<'a, A> {
     delta: &'a mut [A],
     ones: &'a mut [A],
     rows: [&'a mut [A]; 2],
-    /// Gradients of all keys of the head, `[key][stride]`.
+    /// Gradients of all keys of the head, `[panel][key][width]`.
     dk: &'a mut [A],
-    /// Gradients of all values of the head, `[key][stride]`.
+    /// Gradients of all values of the head, `[panel][key][width]`.
     dv: &'a mut [A],
 }
 
@@ -127,8 +126,8 @@ impl<'a, A: Lane> Tiles<'a, A> {
         sum
     }
 
-    /// Cuts `scratch`, which has at least [`Tiles::size`] elements.
-    pub(crate) fn cut(scratch: &'a mut [A], shape: &AttentionShape) -> Self {
+    /// Cuts `scratch`, which has at least [`Tiles::size`] elements: the tiles, and room for the rows of a tile of keys.
+    pub(crate) fn cut(scratch: &'a mut [A], shape: &AttentionShape) -> (Self, &'a mut [A]) {
         let skip = scratch
             .as_ptr()
             .align_offset(ALIGN)
@@ -159,7 +158,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
             head
         });
         ones.fill(A::from(1i8));
-        Self {
+        let tiles = Self {
             q,
             q_rows,
             d_out,
@@ -167,7 +166,6 @@ impl<'a, A: Lane> Tiles<'a, A> {
             p,
             ds,
             dq,
-            k,
             v,
             keep,
             m,
@@ -177,14 +175,21 @@ impl<'a, A: Lane> Tiles<'a, A> {
             rows: [row, other],
             dk,
             dv,
-        }
+        };
+        (tiles, k)
     }
 }
 
 impl<T: Stored> Call<'_, T> {
     /// The gradients of one head of one batch entry.
     #[inline(always)]
-    pub(crate) fn run<S: Simd>(&self, simd: S, matrix: usize, tiles: &mut Tiles<'_, T::Acc>) {
+    pub(crate) fn run<S: Simd>(
+        &self,
+        simd: S,
+        matrix: usize,
+        tiles: &mut Tiles<'_, T::Acc>,
+        copy: &mut [T::Acc],
+    ) {
         let shape = &self.scoring.shape;
         tiles.dk.fill(T::Acc::default());
         tiles.dv.fill(T::Acc::default());
@@ -193,15 +198,18 @@ impl<T: Stored> Call<'_, T> {
             self.load(simd, &job, tiles);
             tiles.dq.fill(T::Acc::default());
             for keys in self.scoring.tiles(&job) {
-                self.score_gradients(simd, &job, keys.clone(), tiles);
-                self.accumulate(simd, &job, keys, tiles);
+                let k = self.scoring.keys(&job, keys.clone(), copy);
+                self.score_gradients(simd, &job, keys.clone(), k, tiles);
+                self.accumulate(simd, &job, keys, k, tiles);
             }
             self.write_d_query(simd, &job, tiles);
         }
         let job = self.job(matrix, 0..0);
-        let strides = [shape.depth, shape.value_depth].map(stride::<S, T::Acc>);
-        write_rows(&self.d_key, &job, tiles.dk, strides[0], shape.depth);
-        write_rows(&self.d_value, &job, tiles.dv, strides[1], shape.value_depth);
+        let width = width::<S, T::Acc>();
+        let row = &mut *tiles.rows[0];
+        write_panels(&self.d_key, &job, tiles.dk, width, &mut row[..shape.depth]);
+        let row = &mut row[..shape.value_depth];
+        write_panels(&self.d_value, &job, tiles.dv, width, row);
     }
 
     fn job(&self, matrix: usize, queries: Range<usize>) -> Job {
@@ -267,11 +275,12 @@ impl<T: Stored> Call<'_, T> {
         simd: S,
         job: &Job,
         keys: Range<usize>,
+        k: &[T::Acc],
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
         let scoring = &self.scoring;
         let (width, depth) = (width::<S, T::Acc>(), scoring.shape.value_depth);
-        scoring.score(simd, job, keys.clone(), tiles.q, tiles.k, tiles.p);
+        scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
         let v = self
             .value
             .tile(job.batch, job.head, keys.clone(), depth, tiles.v);
@@ -316,15 +325,12 @@ impl<T: Stored> Call<'_, T> {
         simd: S,
         job: &Job,
         keys: Range<usize>,
+        k: &[T::Acc],
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
         let shape = &self.scoring.shape;
         let (width, depth) = (width::<S, T::Acc>(), shape.depth);
         let strips = job.queries.len().div_ceil(width);
-        let k = self
-            .scoring
-            .key
-            .tile(job.batch, job.head, keys.clone(), depth, tiles.k);
         for strip in 0..strips {
             let mut d_query = Columns {
                 rows: k,
@@ -347,14 +353,17 @@ impl<T: Stored> Call<'_, T> {
         ];
         for (tile, rows, out, depth) in sums {
             let stride = stride::<S, T::Acc>(depth);
-            let mut sum = OverQueries {
-                tile,
-                rows,
-                out: &mut out[keys.start * stride..keys.end * stride],
-                stride,
-                strips,
-            };
-            for_each_block::<S, T::Acc, _>(simd, keys.len(), &mut sum);
+            for column in (0..stride).step_by(width) {
+                let first = column * shape.key_length + keys.start * width;
+                let mut sum = OverQueries {
+                    tile,
+                    rows: &rows[column..],
+                    stride,
+                    strips,
+                    out: &mut out[first..first + keys.len() * width],
+                };
+                for_each_block::<S, T::Acc, _>(simd, keys.len(), &mut sum);
+            }
         }
     }
 
@@ -411,7 +420,13 @@ impl<T: Stored> Call<'_, T> {
 
     /// One of [`Call::bias_jobs`]. The gradient holds zeros before the first.
     #[inline(always)]
-    pub(crate) fn run_bias<S: Simd>(&self, simd: S, number: usize, tiles: &mut Tiles<'_, T::Acc>) {
+    pub(crate) fn run_bias<S: Simd>(
+        &self,
+        simd: S,
+        number: usize,
+        tiles: &mut Tiles<'_, T::Acc>,
+        copy: &mut [T::Acc],
+    ) {
         let (units, shape) = (self.bias_units(), &self.scoring.shape);
         let (matrix, unit) = (number / units, number % units);
         let base = self.bias_base(matrix);
@@ -427,7 +442,8 @@ impl<T: Stored> Call<'_, T> {
                 self.load(simd, &job, tiles);
                 let of_keys = tiles_of_keys(shape.key_length).enumerate();
                 for (_, keys) in of_keys.filter(|(n, _)| units == 1 || !by_key || *n == unit) {
-                    self.score_gradients(simd, &job, keys.clone(), tiles);
+                    let k = self.scoring.keys(&job, keys.clone(), copy);
+                    self.score_gradients(simd, &job, keys.clone(), k, tiles);
                     self.add_to_bias(width::<S, T::Acc>(), &job, base, keys, tiles);
                 }
             }
@@ -497,22 +513,24 @@ fn tiles_of_queries(query_length: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..(start + QUERIES).min(query_length))
 }
 
-/// Rounds the rows of a head, `stride` apart, and writes them.
+/// Rounds the rows of a head, `[panel][key][width]`, and writes them. `row` is room for one.
 #[inline(always)]
-fn write_rows<T: Stored>(
+fn write_panels<T: Stored>(
     (to, layout): &Output<'_, T>,
     job: &Job,
-    rows: &[T::Acc],
-    stride: usize,
-    depth: usize,
+    panels: &[T::Acc],
+    width: usize,
+    row: &mut [T::Acc],
 ) {
     let (first, row_stride) = row_start(layout, job.batch, job.head);
     let column_stride = layout.strides().last().copied().unwrap_or(1);
-    for (key, row) in rows.chunks_exact(stride.max(1)).enumerate() {
-        if key == layout.shape()[layout.shape().rank() - 3] {
-            break;
+    let keys = layout.shape()[layout.shape().rank() - 3];
+    for key in 0..keys {
+        for (panel, row) in row.chunks_mut(width).enumerate() {
+            let from = &panels[(panel * keys + key) * width..];
+            row.copy_from_slice(&from[..row.len()]);
         }
-        write_narrowed(to, first + key * row_stride, column_stride, &row[..depth]);
+        write_narrowed(to, first + key * row_stride, column_stride, row);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::cpu::Cpu;
 use crate::element::Stored;
 use crate::gemm::{self, Strided};
 use crate::micro::{
-    Block, ByRows, MAX_WIDTH, Tile, for_each_block, load_row, multiply, store_row, width,
+    Block, ByRows, MAX_WIDTH, for_each_block, load_tile, multiply, store_tile, width,
 };
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
@@ -421,11 +421,8 @@ impl<S: Simd, A: Lane> Block<S> for Product<'_, A> {
         let width = width::<S, A>();
         let left = ByRows::<A, ROWS>::new(self.left, self.depth, first, self.depth);
         let tile = &mut self.block[first * width..][..ROWS * width];
-        let acc: Tile<S, A, ROWS> =
-            core::array::from_fn(|i| load_row(simd, &tile[i * width..][..width]));
+        let acc = load_tile::<S, A, ROWS>(simd, tile);
         let acc = multiply(simd, self.depth, &left, self.right, self.stride, acc);
-        for (row, to) in acc.into_iter().zip(tile.chunks_exact_mut(width)) {
-            store_row::<S, A>(row, to);
-        }
+        store_tile::<S, A, ROWS>(acc, tile);
     }
 }

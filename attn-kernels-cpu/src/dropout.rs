@@ -90,26 +90,27 @@ impl<A: Lane> Dropped<A> {
         let groups = strip.width / lanes;
         // Index of the first key for each lane; the low halves are enough, the high ones are all the same.
         let per_query = self.index(strip, strip.query + 1, strip.keys.start) - first;
-        let start: [S::u32s; 2] = core::array::from_fn(|group| {
-            let index = |lane: usize| {
-                let lane = (group * lanes + lane) as u64;
-                first.wrapping_add(lane.wrapping_mul(per_query)) as u32
-            };
-            let indices: [u32; MAX_LANES] = core::array::from_fn(index);
-            S::u32s::from_slice(simd, &indices[..lanes])
-        });
+        let mut start = [S::u32s::splat(simd, first as u32); 2];
+        for (group, start) in start.iter_mut().enumerate() {
+            let mut indices = [0; MAX_LANES];
+            for (lane, index) in indices.iter_mut().enumerate() {
+                *index = ((group * lanes + lane) as u32).wrapping_mul(per_query as u32);
+            }
+            *start += S::u32s::from_slice(simd, &indices[..lanes]);
+        }
         let block = Block::<S>::new(simd, self.bits.words(), first);
         for (n, factors) in factors.chunks_mut(CHAINS * lanes).enumerate() {
-            let low = core::array::from_fn(|chain| {
+            let mut low = [start[0]; CHAINS];
+            for (chain, low) in low.iter_mut().enumerate() {
                 let vector = n * CHAINS + chain;
-                start[vector % groups] + S::u32s::splat(simd, (vector / groups) as u32)
-            });
+                *low = start[vector % groups] + S::u32s::splat(simd, (vector / groups) as u32);
+            }
             let (a, b) = block.words(low);
-            for ((a, b), factors) in a.into_iter().zip(b).zip(factors.chunks_mut(lanes)) {
+            for (chain, factors) in factors.chunks_mut(lanes).enumerate() {
                 if WIDE {
-                    self.compare_wide::<S>(a, b, factors);
+                    self.compare_wide::<S>(a[chain], b[chain], factors);
                 } else {
-                    self.compare::<S>(a ^ b, factors);
+                    self.compare::<S>(a[chain] ^ b[chain], factors);
                 }
             }
         }
@@ -144,42 +145,64 @@ impl<A: Lane> Dropped<A> {
 struct Block<S: Simd> {
     schedule: [S::u32s; 3],
     high: S::u32s,
-    ones: S::u32s,
 }
 
 impl<S: Simd> Block<S> {
     #[inline(always)]
     fn new(simd: S, bits: &Bits, index: u64) -> Self {
         let [k0, k1] = bits.key().words();
-        let splat = |word| S::u32s::splat(simd, word);
+        let parity = k0 ^ k1 ^ PARITY;
         Self {
-            schedule: [k0, k1, k0 ^ k1 ^ PARITY].map(splat),
-            high: splat((index >> 32) as u32),
-            ones: splat(1),
+            schedule: [
+                S::u32s::splat(simd, k0),
+                S::u32s::splat(simd, k1),
+                S::u32s::splat(simd, parity),
+            ],
+            high: S::u32s::splat(simd, (index >> 32) as u32),
         }
     }
 
     #[inline(always)]
     fn words(&self, low: [S::u32s; CHAINS]) -> ([S::u32s; CHAINS], [S::u32s; CHAINS]) {
+        const R: [[u32; 4]; 2] = ROTATIONS;
         let key = &self.schedule;
-        let mut x0 = [self.high + key[0]; CHAINS];
-        let mut x1 = low.map(|low| low + key[1]);
-        let mut injected = self.ones;
-        for group in 0..5 {
-            for rotation in ROTATIONS[group % 2] {
-                for chain in 0..CHAINS {
-                    x0[chain] += x1[chain];
-                    x1[chain] = (x1[chain] << rotation | x1[chain] >> (32 - rotation)) ^ x0[chain];
-                }
-            }
-            let added = key[(group + 2) % 3] + injected;
-            for chain in 0..CHAINS {
-                x0[chain] += key[(group + 1) % 3];
-                x1[chain] += added;
-            }
-            injected += self.ones;
+        let mut x = ([self.high + key[0]; CHAINS], low);
+        for x1 in &mut x.1 {
+            *x1 += key[1];
         }
-        (x0, x1)
+        // Constant rotations become one instruction each where there is one.
+        self.group::<{ R[0][0] }, { R[0][1] }, { R[0][2] }, { R[0][3] }>(&mut x, 1);
+        self.group::<{ R[1][0] }, { R[1][1] }, { R[1][2] }, { R[1][3] }>(&mut x, 2);
+        self.group::<{ R[0][0] }, { R[0][1] }, { R[0][2] }, { R[0][3] }>(&mut x, 3);
+        self.group::<{ R[1][0] }, { R[1][1] }, { R[1][2] }, { R[1][3] }>(&mut x, 4);
+        self.group::<{ R[0][0] }, { R[0][1] }, { R[0][2] }, { R[0][3] }>(&mut x, 5);
+        x
+    }
+
+    /// Four rounds, and the key that comes after them.
+    #[inline(always)]
+    fn group<const A: u32, const B: u32, const C: u32, const D: u32>(
+        &self,
+        (x0, x1): &mut ([S::u32s; CHAINS], [S::u32s; CHAINS]),
+        number: usize,
+    ) {
+        round::<S, A>(x0, x1);
+        round::<S, B>(x0, x1);
+        round::<S, C>(x0, x1);
+        round::<S, D>(x0, x1);
+        let added = self.schedule[(number + 1) % 3] + number as u32;
+        for (x0, x1) in x0.iter_mut().zip(x1) {
+            *x0 += self.schedule[number % 3];
+            *x1 += added;
+        }
+    }
+}
+
+#[inline(always)]
+fn round<S: Simd, const ROTATION: u32>(x0: &mut [S::u32s; CHAINS], x1: &mut [S::u32s; CHAINS]) {
+    for (x0, x1) in x0.iter_mut().zip(x1) {
+        *x0 += *x1;
+        *x1 = (*x1 << ROTATION | *x1 >> (32 - ROTATION)) ^ *x0;
     }
 }
 

@@ -116,7 +116,8 @@ impl<T: Stored> Call<'_, T> {
         tiles.l.fill(T::Acc::default());
         tiles.o.fill(T::Acc::default());
         for keys in scoring.tiles(job) {
-            scoring.score(simd, job, keys.clone(), tiles.q, tiles.k, tiles.p);
+            let k = scoring.keys(job, keys.clone(), tiles.k);
+            scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
             self.accumulate(simd, job, keys, tiles);
         }
         self.finish_sums(tiles);
@@ -234,8 +235,9 @@ impl<T: Stored> Call<'_, T> {
         let rank = layout.shape().rank();
         let (matrix, strides) = (layout.base(rank - 2, head), layout.strides());
         for keys in tiles_of_keys(self.scoring.shape.key_length) {
+            let k = self.scoring.keys(job, keys.clone(), tiles.k);
             self.scoring
-                .score(simd, job, keys.clone(), tiles.q, tiles.k, tiles.p);
+                .score(simd, job, keys.clone(), tiles.q, k, tiles.p);
             for strip in 0..job.queries.len().div_ceil(width) {
                 let lanes = strip * width..(strip + 1) * width;
                 let p = &mut tiles.p[strip * width * KEYS..][..width * keys.len()];

@@ -41,16 +41,22 @@ impl<'a, A, const ROWS: usize> ByRows<'a, A, ROWS> {
     /// Rows `first..first + ROWS` of a matrix with `depth` columns, `stride` apart.
     #[inline(always)]
     pub(crate) fn new(matrix: &'a [A], stride: usize, first: usize, depth: usize) -> Self {
-        Self(core::array::from_fn(|i| {
-            &matrix[(first + i) * stride..][..depth]
-        }))
+        let mut rows: [&[A]; ROWS] = [&[]; ROWS];
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = &matrix[(first + i) * stride..][..depth];
+        }
+        Self(rows)
     }
 }
 
-impl<A: Copy, const ROWS: usize> Left<A, ROWS> for ByRows<'_, A, ROWS> {
+impl<A: Copy + Default, const ROWS: usize> Left<A, ROWS> for ByRows<'_, A, ROWS> {
     #[inline(always)]
     fn at(&self, k: usize) -> [A; ROWS] {
-        core::array::from_fn(|i| self.0[i][k])
+        let mut rows = [A::default(); ROWS];
+        for (to, row) in rows.iter_mut().zip(&self.0) {
+            *to = row[k];
+        }
+        rows
     }
 }
 
@@ -64,11 +70,12 @@ pub(crate) struct ByColumns<'a, A> {
     pub(crate) first: usize,
 }
 
-impl<A: Copy, const ROWS: usize> Left<A, ROWS> for ByColumns<'_, A> {
+impl<A: Copy + Default, const ROWS: usize> Left<A, ROWS> for ByColumns<'_, A> {
     #[inline(always)]
     fn at(&self, k: usize) -> [A; ROWS] {
-        let step = &self.matrix[k * self.stride + self.first..][..ROWS];
-        core::array::from_fn(|i| step[i])
+        let mut rows = [A::default(); ROWS];
+        rows.copy_from_slice(&self.matrix[k * self.stride + self.first..][..ROWS]);
+        rows
     }
 }
 
@@ -82,10 +89,8 @@ pub(crate) fn multiply<S: Simd, A: Lane, L: Left<A, ROWS>, const ROWS: usize>(
     stride: usize,
     mut acc: Tile<S, A, ROWS>,
 ) -> Tile<S, A, ROWS> {
-    let lanes = lanes::<S, A>();
     for (k, right) in right.chunks(stride).take(depth).enumerate() {
-        let right: [_; VECTORS] =
-            core::array::from_fn(|v| load::<S, A>(simd, &right[v * lanes..(v + 1) * lanes]));
+        let right = load_row::<S, A>(simd, right);
         let left = left.at(k);
         for i in 0..ROWS {
             let left = splat(simd, left[i]);
@@ -107,7 +112,36 @@ pub(crate) fn zeros<S: Simd, A: Lane, const ROWS: usize>(simd: S) -> Tile<S, A, 
 #[inline(always)]
 pub(crate) fn load_row<S: Simd, A: Lane>(simd: S, from: &[A]) -> [Vector<S, A>; VECTORS] {
     let lanes = lanes::<S, A>();
-    core::array::from_fn(|v| load(simd, &from[v * lanes..(v + 1) * lanes]))
+    // Written out: the compiler does not always inline `array::from_fn`, and then nothing stays in registers.
+    [
+        load(simd, &from[..lanes]),
+        load(simd, &from[lanes..VECTORS * lanes]),
+    ]
+}
+
+/// Loads a tile whose rows lie side by side. (Loops over chunks, since neither `array::from_fn` nor indexed loops are always
+/// inlined and unrolled, and the tile must stay in registers.)
+#[inline(always)]
+pub(crate) fn load_tile<S: Simd, A: Lane, const ROWS: usize>(
+    simd: S,
+    from: &[A],
+) -> Tile<S, A, ROWS> {
+    let mut tile = zeros::<S, A, ROWS>(simd);
+    for (row, from) in tile.iter_mut().zip(from.chunks_exact(width::<S, A>())) {
+        *row = load_row(simd, from);
+    }
+    tile
+}
+
+/// Stores a tile to rows side by side.
+#[inline(always)]
+pub(crate) fn store_tile<S: Simd, A: Lane, const ROWS: usize>(
+    tile: Tile<S, A, ROWS>,
+    to: &mut [A],
+) {
+    for (row, to) in tile.into_iter().zip(to.chunks_exact_mut(width::<S, A>())) {
+        store_row::<S, A>(row, to);
+    }
 }
 
 /// Stores a row of a tile to [`width`] elements.

@@ -1,8 +1,10 @@
 //! The three products of a pair of tiles. Queries lie in lanes, keys go down the rows.
 
-use crate::micro::{Block, ByColumns, ByRows, Tile, load_row, multiply, store_row, width, zeros};
+use crate::micro::{
+    Block, ByColumns, ByRows, Left, load_row, load_tile, multiply, store_tile, width, zeros,
+};
 use crate::scores::KEYS;
-use crate::simd::{Lane, Simd, splat};
+use crate::simd::{Lane, Simd};
 
 /// `out = rows · lanesᵀ` for some rows: scores from keys and queries, the gradients of weights from values and gradients of the
 /// output.
@@ -27,12 +29,7 @@ impl<S: Simd, A: Lane> Block<S> for Products<'_, A> {
             width,
             zeros::<S, A, ROWS>(simd),
         );
-        for (row, to) in acc
-            .into_iter()
-            .zip(self.out[first * width..].chunks_exact_mut(width))
-        {
-            store_row::<S, A>(row, to);
-        }
+        store_tile::<S, A, ROWS>(acc, &mut self.out[first * width..]);
     }
 }
 
@@ -57,10 +54,11 @@ impl<S: Simd, A: Lane> Block<S> for Columns<'_, A> {
         let width = width::<S, A>();
         let alpha = load_row::<S, A>(simd, self.alpha);
         let out = &mut self.out[first * width..][..ROWS * width];
-        let mut acc: Tile<S, A, ROWS> = [[splat(simd, A::default()); 2]; ROWS];
-        for (acc, row) in acc.iter_mut().zip(out.chunks_exact(width)) {
-            let row = load_row::<S, A>(simd, row);
-            *acc = core::array::from_fn(|v| row[v] * alpha[v]);
+        let mut acc = load_tile::<S, A, ROWS>(simd, out);
+        for row in &mut acc {
+            for (value, alpha) in row.iter_mut().zip(alpha) {
+                *value *= alpha;
+            }
         }
         let left = ByColumns {
             matrix: self.rows,
@@ -68,42 +66,54 @@ impl<S: Simd, A: Lane> Block<S> for Columns<'_, A> {
             first,
         };
         let acc = multiply(simd, self.keys, &left, self.lanes, width, acc);
-        for (row, to) in acc.into_iter().zip(out.chunks_exact_mut(width)) {
-            store_row::<S, A>(row, to);
-        }
+        store_tile::<S, A, ROWS>(acc, out);
     }
 }
 
-/// `out += tile · rows` for some keys, summed over the queries: the gradients of keys and of values.
+/// `out += tile · rows` for some keys and a panel of columns, summed over the queries: the gradients of keys and of values.
 pub(crate) struct OverQueries<'a, A> {
     /// `[strip][KEYS][width]`.
     pub(crate) tile: &'a [A],
-    /// `[query][stride]`, 0 for lanes that hold no query.
+    /// The panel's columns of each query, `[query][width]` with `stride` elements a query; 0 for lanes that hold no query.
     pub(crate) rows: &'a [A],
-    /// `[key][stride]`.
-    pub(crate) out: &'a mut [A],
-    /// Columns, a multiple of the width.
     pub(crate) stride: usize,
     pub(crate) strips: usize,
+    /// `[key][width]`.
+    pub(crate) out: &'a mut [A],
 }
 
 impl<S: Simd, A: Lane> Block<S> for OverQueries<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
-        let (width, stride) = (width::<S, A>(), self.stride);
-        let out = &mut self.out[first * stride..][..ROWS * stride];
-        for column in (0..stride).step_by(width) {
-            let mut acc: Tile<S, A, ROWS> =
-                core::array::from_fn(|i| load_row(simd, &out[i * stride + column..][..width]));
-            for strip in 0..self.strips {
-                let tile = &self.tile[strip * width * KEYS..];
-                let left = ByRows::<A, ROWS>::new(tile, width, first, width);
-                let rows = &self.rows[strip * width * stride + column..];
-                acc = multiply(simd, width, &left, rows, stride, acc);
-            }
-            for (i, row) in acc.into_iter().enumerate() {
-                store_row::<S, A>(row, &mut out[i * stride + column..][..width]);
-            }
+        let width = width::<S, A>();
+        let out = &mut self.out[first * width..][..ROWS * width];
+        let left = ByStrips {
+            tile: &self.tile[first * width..],
+            width,
+        };
+        let acc = load_tile::<S, A, ROWS>(simd, out);
+        let steps = self.strips * width;
+        let acc = multiply(simd, steps, &left, self.rows, self.stride, acc);
+        store_tile::<S, A, ROWS>(acc, out);
+    }
+}
+
+/// The left factor of [`OverQueries`]: a query is a lane of a strip.
+struct ByStrips<'a, A> {
+    /// From the first key on.
+    tile: &'a [A],
+    width: usize,
+}
+
+impl<A: Copy + Default, const ROWS: usize> Left<A, ROWS> for ByStrips<'_, A> {
+    #[inline(always)]
+    fn at(&self, query: usize) -> [A; ROWS] {
+        let start = query / self.width * self.width * KEYS + query % self.width;
+        let column = &self.tile[start..][..(ROWS - 1) * self.width + 1];
+        let mut rows = [A::default(); ROWS];
+        for (to, row) in rows.iter_mut().zip(column.chunks(self.width)) {
+            *to = row[0];
         }
+        rows
     }
 }

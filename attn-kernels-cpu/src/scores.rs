@@ -51,6 +51,18 @@ impl<T: Stored> Scoring<'_, T> {
             .filter(move |keys| every_tile || self.seen(job, keys.clone()) != Seen::Nothing)
     }
 
+    /// The rows of a tile of keys: as they lie, or widened into `copy`.
+    #[inline(always)]
+    pub(crate) fn keys<'b>(
+        &'b self,
+        job: &Job,
+        keys: Range<usize>,
+        copy: &'b mut [T::Acc],
+    ) -> &'b [T::Acc] {
+        self.key
+            .tile(job.batch, job.head, keys, self.shape.depth, copy)
+    }
+
     pub(crate) fn seen(&self, job: &Job, keys: Range<usize>) -> Seen {
         self.visible
             .tile(self.matrix(job), job.queries.clone(), keys)
@@ -83,7 +95,7 @@ impl<T: Stored> Scoring<'_, T> {
         }
     }
 
-    /// Scores of a tile of keys, bias and mask applied, `[strip][KEYS][width]`. `k` is room for the keys, widened.
+    /// Scores of a tile of keys, bias and mask applied, `[strip][KEYS][width]`. `k` holds the keys' rows without gaps.
     #[inline(always)]
     pub(crate) fn score<S: Simd>(
         &self,
@@ -91,11 +103,10 @@ impl<T: Stored> Scoring<'_, T> {
         job: &Job,
         keys: Range<usize>,
         q: &[T::Acc],
-        k: &mut [T::Acc],
+        k: &[T::Acc],
         p: &mut [T::Acc],
     ) {
         let (width, depth) = (width::<S, T::Acc>(), self.shape.depth);
-        let k = self.key.tile(job.batch, job.head, keys.clone(), depth, k);
         for strip in 0..job.queries.len().div_ceil(width) {
             let q = &q[strip * width * depth..][..width * depth];
             let s = &mut p[strip * width * KEYS..][..width * keys.len()];
