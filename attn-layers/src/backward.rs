@@ -124,16 +124,21 @@ pub(crate) fn backward<B: HostKernels>(
     let heads = pass.core_backward(residuals, out.input)?;
     let (heads, scales) = pass.normalize_backward(&residuals.raw, heads)?;
     let mut sums = InputSums::new(call);
-    let mut params = ParamGradients::default();
     let inputs = resolve(call)?;
-    for (role, (gradient, input)) in heads.into_iter().zip(inputs).enumerate() {
+    let mut dense = [None, None, None];
+    let [query, key, value] = heads;
+    // The order of the typed layer, whose sums have the same bits.
+    for (role, gradient) in [(2, value), (0, query), (1, key)] {
         let sum = sums.of(role);
-        let dense = pass.input_backward(role, &input, gradient, sum.take())?;
-        *sum = Some(dense.input);
-        let (kernel, bias) = PATHS[role];
-        params.push(kernel, dense.kernel);
-        if let Some(gradient) = dense.bias {
-            params.push(bias, gradient);
+        let gradients = pass.input_backward(role, &inputs[role], gradient, sum.take())?;
+        *sum = Some(gradients.input);
+        dense[role] = Some((gradients.kernel, gradients.bias));
+    }
+    let mut params = ParamGradients::default();
+    for ((kernel, bias), gradients) in PATHS.into_iter().zip(dense) {
+        if let Some((d_kernel, d_bias)) = gradients {
+            params.push(kernel, d_kernel);
+            params.extend(bias, d_bias);
         }
     }
     if let Some([query_ln, key_ln]) = scales {
@@ -141,9 +146,7 @@ pub(crate) fn backward<B: HostKernels>(
         params.push("key_ln/scale", key_ln);
     }
     params.push("out/kernel", out.kernel);
-    if let Some(gradient) = out.bias {
-        params.push("out/bias", gradient);
-    }
+    params.extend("out/bias", out.bias);
     sums.finish(call, params).ok_or(STEP)
 }
 

@@ -56,7 +56,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     /// `inputs` broadcasts to `[batch..., heads, tokens, max_length]`. [`Plan::decode_scratch`] says how much scratch it takes.
     ///
     /// Many tokens at once give the same bits as one after the other, if all are finite (a backend may let a query meet later values
-    /// with a weight of 0). With a mask and [`FullyMasked::MeanOfValues`] they are done one after the other.
+    /// with a weight of 0). With dropout, or a mask and [`FullyMasked::MeanOfValues`], they are done one after the other.
     ///
     /// # Errors
     ///
@@ -97,9 +97,11 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         };
         // A query that sees no key gets the mean of all slots, of which those after its own must not be written yet. The mask's bytes
         // may lie on a device, so with one every token is taken to be such.
-        let most = match (&inputs.mask, self.fully_masked) {
-            (Some(_), FullyMasked::MeanOfValues) => 1,
-            _ => tokens,
+        let may_be_blind = inputs.mask.is_some() && self.fully_masked == FullyMasked::MeanOfValues;
+        // Each token fed alone draws the same numbers for its one row.
+        let most = match may_be_blind || inputs.dropout.is_some() {
+            true => 1,
+            false => tokens,
         };
         let (mut out, mut done) = (out, 0);
         while done < tokens {
@@ -184,6 +186,7 @@ impl<B: Kernels<T>, T: Element> Decoding<'_, B, T> {
         )
         .with_mask(mask.map(|mask| narrow_mask(mask, part)).transpose()?)
         .with_causal(Some(Causal::offset(offset)))
+        .with_dropout(self.inputs.dropout)
         .with_fully_masked(self.layer.fully_masked);
         let context = whole(scratch.context, &heads, "context")?;
         self.pass.backend.attend(call, context, scratch.tiles)

@@ -37,6 +37,11 @@ impl ParamGradients {
             .map(|(path, tensor)| (*path, tensor.view()))
     }
 
+    pub(crate) fn extend(&mut self, path: &'static str, gradient: Option<Tensor>) {
+        self.entries
+            .extend(gradient.map(|gradient| (path, gradient)));
+    }
+
     pub(crate) fn push(&mut self, path: &'static str, gradient: Tensor) {
         self.entries.push((path, gradient));
     }

@@ -1,7 +1,7 @@
 //! What a call of a typed layer reads.
 
 use crate::plan::Plan;
-use attn_core::{Causal, Dims, Element, Error, Mask, Result, Storage, View, ViewMut};
+use attn_core::{Causal, Dims, Dropout, Element, Error, Mask, Result, Storage, View, ViewMut};
 
 /// The inputs of a call of a typed layer.
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
@@ -17,7 +17,9 @@ pub struct Inputs<'a, S: Storage, T: Element> {
     pub mask: Option<Mask<'a, S>>,
     /// A causal mask without a tensor.
     pub causal: Option<Causal>,
-    /// Where to put the attention weights, `[batch..., heads, query_length, key_length]`, if they are wanted.
+    /// Which weights are dropped after softmax.
+    pub dropout: Option<Dropout>,
+    /// Where to put the attention weights, those before dropout, `[batch..., heads, query_length, key_length]`, if they are wanted.
     pub weights: Option<ViewMut<'a, S, T::Acc>>,
 }
 
@@ -37,6 +39,7 @@ impl<'a, S: Storage, T: Element> Inputs<'a, S, T> {
             v,
             mask: None,
             causal: None,
+            dropout: None,
             weights: None,
         }
     }
@@ -52,6 +55,13 @@ impl<'a, S: Storage, T: Element> Inputs<'a, S, T> {
     #[must_use]
     pub fn with_causal(mut self, causal: Option<Causal>) -> Self {
         self.causal = causal;
+        self
+    }
+
+    /// With dropout: [`Dropout::new`] makes it from a key, and [`Rngs::make_rng`](crate::random::Rngs::make_rng) makes the key.
+    #[must_use]
+    pub fn with_dropout(mut self, dropout: Option<Dropout>) -> Self {
+        self.dropout = dropout;
         self
     }
 

@@ -11,6 +11,7 @@ extern crate alloc;
 extern crate std;
 
 mod decode;
+mod gradient_buffers;
 pub mod init;
 pub mod initializers;
 mod inputs;
@@ -18,9 +19,11 @@ pub mod io;
 mod params;
 mod plan;
 pub mod random;
+mod residuals;
 mod scratch;
 pub mod tensor;
 mod typed;
+mod typed_backward;
 
 #[cfg(feature = "alloc")]
 mod axis;
@@ -72,12 +75,20 @@ pub use decode::{
     AnyDecodeCache, DecodeCache, DecodeCacheBF16, DecodeCacheF16, DecodeCacheF32, DecodeCacheF64,
     OnFull,
 };
+pub use gradient_buffers::{
+    AnyGradientBuffers, DenseGradientBuffers, GradientBuffers, GradientBuffersBF16,
+    GradientBuffersF16, GradientBuffersF32, GradientBuffersF64, InputGradients,
+};
 pub use initializers::Initializer;
 pub use inputs::{AnyInputs, Inputs, InputsBF16, InputsF16, InputsF32, InputsF64};
 pub use params::{
     AnyParams, Dense, ParamSource, Params, ParamsBF16, ParamsF16, ParamsF32, ParamsF64, SplitHeads,
 };
-pub use plan::{Plan, ScratchSizes};
+pub use plan::{Plan, ResidualSizes, ScratchSizes};
+pub use residuals::{
+    AnyResidualBuffers, ResidualBuffers, ResidualBuffersBF16, ResidualBuffersF16,
+    ResidualBuffersF32, ResidualBuffersF64,
+};
 pub use scratch::{AnyScratch, Scratch, ScratchBF16, ScratchF16, ScratchF32, ScratchF64};
 pub use typed::{
     AnyMultiHeadDotProductAttention, MultiHeadDotProductAttentionBF16,
@@ -103,6 +114,8 @@ pub use layer::{
 };
 #[cfg(feature = "alloc")]
 pub use masks::{combine_masks, make_attention_mask, make_attention_mask_with, make_causal_mask};
+#[cfg(feature = "alloc")]
+pub use residuals::OwnedResiduals;
 #[cfg(feature = "alloc")]
 pub use scratch::OwnedScratch;
 #[cfg(feature = "alloc")]

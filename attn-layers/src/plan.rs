@@ -34,6 +34,21 @@ pub struct ScratchSizes {
     pub tiles: usize,
 }
 
+/// Elements of each buffer of [`ResidualBuffers`](crate::ResidualBuffers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResidualSizes {
+    /// Queries.
+    pub q: usize,
+    /// Keys.
+    pub k: usize,
+    /// Values.
+    pub v: usize,
+    /// Output of the attention core.
+    pub context: usize,
+    /// Statistics of the rows, in accumulators.
+    pub statistics: usize,
+}
+
 /// `num_heads` must be there and divide `qkv_features`.
 pub(crate) fn head_dim(qkv_features: usize, num_heads: usize) -> Result<usize> {
     match qkv_features.checked_rem(num_heads) {
@@ -154,6 +169,89 @@ impl Plan {
         self.sizes(backend, max_length, 0)
     }
 
+    /// Buffers that `forward` needs on `backend`: the kernels' own alone, since the rest is kept as residuals.
+    pub fn forward_scratch<T: Element, B: Kernels<T> + Backend>(
+        &self,
+        backend: &B,
+    ) -> ScratchSizes {
+        ScratchSizes {
+            tiles: self.scratch(backend).tiles,
+            ..ScratchSizes::default()
+        }
+    }
+
+    /// Buffers that `backward` needs on `backend`: the gradients of projections and context.
+    pub fn backward_scratch<T: Element, B: Kernels<T> + Backend>(
+        &self,
+        backend: &B,
+    ) -> ScratchSizes {
+        let forward = self.scratch(backend);
+        let tiles = self.projections().map(|(rows, features, outputs)| {
+            backend.project_backward_scratch(rows, features, outputs)
+        });
+        let attend = self
+            .attention_shape(self.key_length)
+            .map_or(0, |shape| backend.attend_backward_scratch(&shape));
+        ScratchSizes {
+            // Projections are made again before a layer norm.
+            tiles: tiles
+                .into_iter()
+                .fold(attend.max(forward.tiles), usize::max),
+            ..forward
+        }
+    }
+
+    /// Buffers of the residuals of `forward`.
+    ///
+    /// ```
+    /// use attn_layers::{Dims, MultiHeadDotProductAttentionOf};
+    /// let layer = MultiHeadDotProductAttentionOf::<f32>::new(4);
+    /// let inputs = Dims::new(&[2, 10, 16])?;
+    /// let sizes = layer.plan(&inputs, &inputs, &inputs)?.residuals();
+    /// assert_eq!((sizes.q, sizes.statistics), (2 * 10 * 16, 2 * 4 * 10 * 2));
+    /// # Ok::<(), attn_layers::Error>(())
+    /// ```
+    #[must_use]
+    pub fn residuals(&self) -> ResidualSizes {
+        let queries = self.rows(self.query_length);
+        let q = queries.saturating_mul(self.hidden);
+        let k = self.rows(self.key_length).saturating_mul(self.hidden);
+        let statistics = queries.saturating_mul(self.num_heads).saturating_mul(2);
+        ResidualSizes {
+            q,
+            k,
+            v: k,
+            context: q,
+            statistics,
+        }
+    }
+
+    /// Shape of the statistics of rows, `[batch..., num_heads, query_length, 2]`.
+    pub(crate) fn statistics(&self) -> Result<Dims> {
+        self.batch.concat(&[self.num_heads, self.query_length, 2])
+    }
+
+    /// Shapes of the inputs to query, key and value.
+    pub(crate) fn inputs(&self) -> Result<[Dims; 3]> {
+        let of = |length, features| self.batch.concat(&[length, features]);
+        Ok([
+            of(self.query_length, self.features[0])?,
+            of(self.key_length, self.features[1])?,
+            of(self.key_length, self.features[2])?,
+        ])
+    }
+
+    /// Rows, features and outputs of query, key, value and out.
+    fn projections(&self) -> [(usize, usize, usize); 4] {
+        let (queries, keys) = (self.rows(self.query_length), self.rows(self.key_length));
+        [
+            (queries, self.features[0], self.hidden),
+            (keys, self.features[1], self.hidden),
+            (keys, self.features[2], self.hidden),
+            (queries, self.hidden, self.out_features),
+        ]
+    }
+
     /// For queries over `key_length` keys, of which the scratch holds `kept` rows.
     fn sizes<T: Element, B: Kernels<T> + Backend>(
         &self,
@@ -161,14 +259,9 @@ impl Plan {
         key_length: usize,
         kept: usize,
     ) -> ScratchSizes {
-        let (queries, keys) = (self.rows(self.query_length), self.rows(self.key_length));
-        let projections = [
-            (queries, self.features[0], self.hidden),
-            (keys, self.features[1], self.hidden),
-            (keys, self.features[2], self.hidden),
-            (queries, self.hidden, self.out_features),
-        ];
-        let tiles = projections
+        let queries = self.rows(self.query_length);
+        let tiles = self
+            .projections()
             .map(|(rows, features, outputs)| backend.project_scratch(rows, features, outputs));
         let attend = self
             .attention_shape(key_length)

@@ -9,16 +9,17 @@ use attn_core::{Host, Result};
 
 use attn_core::{Element, Storage};
 
-/// The buffers that a call works in; [`Plan::scratch`](crate::Plan::scratch) gives their sizes. Longer ones are fine.
+/// The buffers that a call works in; [`Plan::scratch`](crate::Plan::scratch) gives their sizes, [`Plan::forward_scratch`](crate::Plan::forward_scratch)
+/// and [`Plan::backward_scratch`](crate::Plan::backward_scratch) those for gradients. Longer ones are fine.
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
 pub struct Scratch<'s, S: Storage, T: Element> {
-    /// Projected queries.
+    /// Projected queries; in a backward pass their gradient.
     pub q: &'s mut S::Buf<T>,
-    /// Projected keys; in decoding the cache takes their place.
+    /// Projected keys; in decoding the cache takes their place; in a backward pass their gradient.
     pub k: &'s mut S::Buf<T>,
-    /// Projected values; in decoding the cache takes their place.
+    /// Projected values; in decoding the cache takes their place; in a backward pass their gradient.
     pub v: &'s mut S::Buf<T>,
-    /// Output of the attention core.
+    /// Output of the attention core; in a backward pass its gradient.
     pub context: &'s mut S::Buf<T>,
     /// The kernels' own tiles.
     pub tiles: &'s mut S::Buf<T::Acc>,

@@ -109,6 +109,21 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         out: ViewMut<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
+        self.run(backend, plan, params, inputs, out, None, scratch)
+    }
+
+    /// The forward pass; its queries, keys, values and context stay in the scratch.
+    #[expect(clippy::too_many_arguments, reason = "apply's, and the statistics")]
+    pub(crate) fn run<B: Kernels<T>>(
+        &self,
+        backend: &B,
+        plan: &Plan,
+        params: &Params<'_, B::Storage, T>,
+        inputs: Inputs<'_, B::Storage, T>,
+        out: ViewMut<'_, B::Storage, T>,
+        statistics: Option<ViewMut<'_, B::Storage, T::Acc>>,
+        scratch: &mut Scratch<'_, B::Storage, T>,
+    ) -> Result<(), B::Error> {
         params.check(plan, self.use_bias, self.normalize_qk)?;
         inputs.check(plan, plan.key_length)?;
         same("output", out.shape(), plan.output()?)?;
@@ -118,7 +133,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             row_order: RowOrder::Any,
         };
         self.project_inputs(&pass, params, &inputs, scratch)?;
-        self.attend(&pass, inputs, scratch)?;
+        self.attend(&pass, inputs, statistics, scratch)?;
         let context = read(scratch.context, &plan.flat(plan.query_length)?)?;
         pass.dense(&params.out, context, out, scratch.tiles)
     }
@@ -154,6 +169,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         &self,
         pass: &Pass<'_, B>,
         inputs: Inputs<'_, B::Storage, T>,
+        statistics: Option<ViewMut<'_, B::Storage, T::Acc>>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = pass.plan;
@@ -166,7 +182,9 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         .with_mask(inputs.mask)
         .with_causal(inputs.causal)
         .with_fully_masked(self.fully_masked)
-        .with_weights(inputs.weights);
+        .with_dropout(inputs.dropout)
+        .with_weights(inputs.weights)
+        .with_statistics(statistics);
         let context = whole(scratch.context, &queries, "context")?;
         pass.backend.attend(call, context, scratch.tiles)
     }

@@ -20,6 +20,10 @@ const FENCED: &[(&str, &str)] = &[
         "a mapped file must not change",
     ),
     ("attn-layers/tests/io.rs", "an allocator that counts"),
+    (
+        "attn-layers/tests/typed_gradients.rs",
+        "an allocator that counts",
+    ),
     ("attn-macros/tests/ui/fail_dispatch.rs", "must not compile"),
     ("attn-kernels-cpu/src/project.rs", "calls into shared.rs"),
     ("no-std-check/src/memory.rs", "memory functions of C"),

@@ -1,0 +1,146 @@
+//! Where a typed layer puts its gradients: arrays of the caller's.
+
+use crate::inputs::same;
+use crate::plan::Plan;
+use attn_core::{Element, Result, Storage, ViewMut};
+
+/// Where the gradients of the inputs go, by which of them are the same array.
+#[derive(Debug)]
+pub enum InputGradients<'g, S: Storage, T: Element> {
+    /// Nowhere: they are not wanted.
+    NotWanted,
+    /// Self-attention: one array, which gets the sum of its three uses.
+    SelfAttention {
+        /// `[batch..., length, features]`.
+        x: ViewMut<'g, S, T>,
+    },
+    /// Keys and values from one array, which gets the sum of its two uses.
+    KeyValue {
+        /// `[batch..., query_length, features]`.
+        q: ViewMut<'g, S, T>,
+        /// `[batch..., key_length, features]`.
+        kv: ViewMut<'g, S, T>,
+    },
+    /// Three arrays.
+    Separate {
+        /// `[batch..., query_length, features]`.
+        q: ViewMut<'g, S, T>,
+        /// `[batch..., key_length, features]`.
+        k: ViewMut<'g, S, T>,
+        /// `[batch..., key_length, features]`.
+        v: ViewMut<'g, S, T>,
+    },
+}
+
+/// Where the gradients of a dense layer's parameters go; `None` where one is not wanted.
+#[derive(Debug)]
+pub struct DenseGradientBuffers<'g, S: Storage, T: Element> {
+    /// Of the kernel's shape: `[features, heads, head_dim]` for query, key and value; `[heads, head_dim, features]` for out.
+    pub kernel: Option<ViewMut<'g, S, T>>,
+    /// Of the bias's shape: `[heads, head_dim]`; `[features]` for out.
+    pub bias: Option<ViewMut<'g, S, T>>,
+}
+
+/// Where the gradients of a call go. All of them are overwritten.
+#[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
+#[derive(Debug)]
+pub struct GradientBuffers<'g, S: Storage, T: Element> {
+    /// Of the inputs.
+    pub inputs: InputGradients<'g, S, T>,
+    /// Of `query`.
+    pub query: DenseGradientBuffers<'g, S, T>,
+    /// Of `key`.
+    pub key: DenseGradientBuffers<'g, S, T>,
+    /// Of `value`.
+    pub value: DenseGradientBuffers<'g, S, T>,
+    /// Of `out`.
+    pub out: DenseGradientBuffers<'g, S, T>,
+    /// Of `query_ln/scale`, `[head_dim]`, with `normalize_qk`.
+    pub query_ln: Option<ViewMut<'g, S, T::Acc>>,
+    /// Of `key_ln/scale`, `[head_dim]`, with `normalize_qk`.
+    pub key_ln: Option<ViewMut<'g, S, T::Acc>>,
+}
+
+impl<S: Storage, T: Element> InputGradients<'_, S, T> {
+    /// Where the gradient of the query's input goes. The values' is written first, then the queries', then the keys'; whether it is added to
+    /// what is there.
+    pub(crate) fn query(&mut self) -> (Option<ViewMut<'_, S, T>>, bool) {
+        match self {
+            Self::NotWanted => (None, false),
+            Self::SelfAttention { x } => (Some(x.reborrow()), true),
+            Self::KeyValue { q, .. } | Self::Separate { q, .. } => (Some(q.reborrow()), false),
+        }
+    }
+
+    /// Where the gradient of the key's input goes.
+    pub(crate) fn key(&mut self) -> (Option<ViewMut<'_, S, T>>, bool) {
+        match self {
+            Self::NotWanted => (None, false),
+            Self::SelfAttention { x } => (Some(x.reborrow()), true),
+            Self::KeyValue { kv, .. } => (Some(kv.reborrow()), true),
+            Self::Separate { k, .. } => (Some(k.reborrow()), false),
+        }
+    }
+
+    /// Where the gradient of the value's input goes.
+    pub(crate) fn value(&mut self) -> (Option<ViewMut<'_, S, T>>, bool) {
+        match self {
+            Self::NotWanted => (None, false),
+            Self::SelfAttention { x } => (Some(x.reborrow()), false),
+            Self::KeyValue { kv, .. } => (Some(kv.reborrow()), false),
+            Self::Separate { v, .. } => (Some(v.reborrow()), false),
+        }
+    }
+
+    fn check(&mut self, plan: &Plan) -> Result<()> {
+        let [query, key, value] = plan.inputs()?;
+        let parts = [
+            (
+                "d_inputs_q",
+                self.query().0.map(|view| *view.shape()),
+                query,
+            ),
+            ("d_inputs_k", self.key().0.map(|view| *view.shape()), key),
+            (
+                "d_inputs_v",
+                self.value().0.map(|view| *view.shape()),
+                value,
+            ),
+        ];
+        for (argument, got, wanted) in parts {
+            if let Some(got) = got {
+                same(argument, &got, wanted)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<S: Storage, T: Element> DenseGradientBuffers<'_, S, T> {
+    fn check(&self, kernel: &[usize], bias: &[usize]) -> Result<()> {
+        if let Some(view) = &self.kernel {
+            same("d_kernel", view.shape(), attn_core::Dims::new(kernel)?)?;
+        }
+        match &self.bias {
+            Some(view) => same("d_bias", view.shape(), attn_core::Dims::new(bias)?),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<S: Storage, T: Element> GradientBuffers<'_, S, T> {
+    /// Whether every array has the plan's shape.
+    pub(crate) fn check(&mut self, plan: &Plan) -> Result<()> {
+        self.inputs.check(plan)?;
+        let heads = [plan.num_heads, plan.head_dim];
+        let inputs = [&self.query, &self.key, &self.value];
+        for (dense, features) in inputs.into_iter().zip(plan.features) {
+            dense.check(&[features, heads[0], heads[1]], &heads)?;
+        }
+        for scale in [&self.query_ln, &self.key_ln].into_iter().flatten() {
+            same("d_scale", scale.shape(), attn_core::Dims::new(&heads[1..])?)?;
+        }
+        let features = plan.out_features;
+        self.out.check(&[heads[0], heads[1], features], &[features])
+    }
+}
