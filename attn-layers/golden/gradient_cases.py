@@ -65,7 +65,7 @@ def dropout():
     yield pulled("dropout", self_attention(2) | key, call, **config)
     each = self_attention(2) | {"mask": causal(5)} | key
     yield pulled("dropout_each_causal_normalize_qk", each, call, broadcast_dropout=False, normalize_qk=True, **config)
-    rows = self_attention(2) | {"mask": first_rows_masked(5, 2)} | key
+    rows = self_attention(2, length=4) | {"mask": first_rows_masked(4, 2)} | key
     yield pulled("dropout_fully_masked_rows", rows, call, **config)
     for dtype in (BF16, F16, F64):
         yield pulled(f"dropout_{dtype}", self_attention(2) | key, call, dtype=dtype, x64=dtype == F64, **config)
