@@ -2,10 +2,12 @@
 
 use super::cases::{Case, Placement};
 use super::data::Numbers;
+use crate::dropout::Dropout;
 use crate::dtype::{Element, Scalar};
 use crate::error::Result;
 use crate::layout::{Dims, Layout};
 use crate::mask::Mask;
+use crate::random::Key;
 use crate::request::Attention;
 use crate::view::{Host, HostView, HostViewMut};
 use alloc::format;
@@ -84,6 +86,14 @@ impl<T: Scalar> Placed<T> {
         Ok(Self { buffer, layout })
     }
 
+    /// An element of the buffer that is not the array's and holds something else than NaN.
+    pub(super) fn written_outside(&self) -> Option<usize>
+    where
+        T: Element,
+    {
+        written_outside(&self.buffer, &self.layout)
+    }
+
     pub(super) fn view(&self) -> Result<HostView<'_, T>> {
         HostView::with_layout(&self.buffer, self.layout)
     }
@@ -93,6 +103,24 @@ impl<T: Scalar> Placed<T> {
     }
 }
 
+/// Index of an element of `buffer` that `layout` does not name and that is not NaN.
+pub(super) fn written_outside<T: Element>(buffer: &[T], layout: &Layout) -> Option<usize> {
+    let mut outside = vec![true; buffer.len()];
+    for n in 0..layout.elements() {
+        outside[layout.base(layout.shape().rank(), n)] = false;
+    }
+    (0..buffer.len()).find(|&index| outside[index] && !buffer[index].to_f64().is_nan())
+}
+
+/// The gradient of a case's output, in one of its draws.
+pub(super) fn d_out<T: Element>(case: &Case, draw: usize) -> Result<Placed<T>> {
+    let mut numbers = Numbers::new(&format!("{} {draw} d_out", case.name));
+    let shape = [case.query_length, case.heads, case.value_depth];
+    Placed::new(case.placement, &case.batch, shape, || {
+        T::from_f64(numbers.normal())
+    })
+}
+
 /// The inputs of a case, in one of its draws.
 pub(super) struct Inputs<T: Element> {
     query: Placed<T>,
@@ -100,6 +128,7 @@ pub(super) struct Inputs<T: Element> {
     value: Placed<T>,
     mask: Option<Placed<u8>>,
     bias: Option<Placed<T::Acc>>,
+    dropout: Option<Dropout>,
 }
 
 impl<T: Element> Inputs<T> {
@@ -117,6 +146,7 @@ impl<T: Element> Inputs<T> {
             value: placed(case.key_length, case.value_depth, 1.0)?,
             mask: mask(case, &mut numbers)?,
             bias: bias(case, &mut numbers)?,
+            dropout: dropout::<T>(case, &mut numbers)?,
         })
     }
 
@@ -135,7 +165,8 @@ impl<T: Element> Inputs<T> {
                 .with_causal(case.causal)
                 .with_mask(mask)
                 .with_bias(bias)
-                .with_fully_masked(case.fully_masked),
+                .with_fully_masked(case.fully_masked)
+                .with_dropout(self.dropout),
         )
     }
 }
@@ -155,6 +186,22 @@ fn mask(case: &Case, numbers: &mut Numbers) -> Result<Option<Placed<u8>>> {
         if seen == mask.keep { set } else { 0 }
     };
     Placed::tensor(case.placement, &mask.shape, 1, next).map(Some)
+}
+
+/// Each draw has a key of its own.
+fn dropout<T: Element>(case: &Case, numbers: &mut Numbers) -> Result<Option<Dropout>> {
+    let Some(dropout) = case.dropout else {
+        return Ok(None);
+    };
+    let bits = numbers.bits();
+    let key = Key::from_words([(bits >> 32) as u32, bits as u32]);
+    Dropout::new(
+        key,
+        dropout.rate,
+        T::DTYPE,
+        dropout.shared,
+        dropout.convention,
+    )
 }
 
 fn bias<A: Element>(case: &Case, numbers: &mut Numbers) -> Result<Option<Placed<A>>> {

@@ -1,7 +1,11 @@
 //! The cases of attention, by subject.
 
+mod dropout;
+mod gradients;
+
 use super::Group;
 use crate::mask::{Causal, FullyMasked};
+use crate::random::Convention;
 use crate::request::Scale;
 use alloc::format;
 use alloc::string::String;
@@ -34,6 +38,15 @@ pub(super) struct MaskCase {
     pub(super) keep: bool,
 }
 
+/// Dropout of weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DropoutCase {
+    pub(super) rate: f64,
+    /// Whether all heads and batch entries share a mask.
+    pub(super) shared: bool,
+    pub(super) convention: Convention,
+}
+
 /// One call of attention.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
@@ -63,6 +76,8 @@ pub(super) struct Case {
     pub(super) scale: Scale,
     /// What a query gets that sees no key.
     pub(super) fully_masked: FullyMasked,
+    /// Which weights are dropped.
+    pub(super) dropout: Option<DropoutCase>,
     /// Whether weights are asked for.
     pub(super) weights: bool,
     /// Size of queries and keys.
@@ -85,9 +100,76 @@ impl Case {
             bias: None,
             scale: Scale::InverseSqrtDepth,
             fully_masked: FullyMasked::MeanOfValues,
+            dropout: None,
             weights: false,
             size: 1.0,
         }
+    }
+
+    fn with_dropout(self, dropout: DropoutCase) -> Self {
+        let case = Self {
+            dropout: Some(dropout),
+            ..self
+        };
+        case.named(&format!("{dropout:?}"))
+    }
+
+    fn with_mask(self, shape: &[usize], density: f64, blind_rows: bool) -> Self {
+        let mask = MaskCase {
+            shape: shape.to_vec(),
+            density,
+            blind_rows,
+            keep: true,
+        };
+        let case = Self {
+            mask: Some(mask),
+            ..self
+        };
+        case.named(&format!("mask {shape:?} {density} {blind_rows}"))
+    }
+
+    fn with_causal(self, causal: Causal) -> Self {
+        let case = Self {
+            causal: Some(causal),
+            ..self
+        };
+        case.named(&format!("{causal:?}"))
+    }
+
+    fn with_bias(self, shape: &[usize], infinite: bool) -> Self {
+        let case = Self {
+            bias: Some((shape.to_vec(), infinite)),
+            ..self
+        };
+        case.named(&format!("bias {shape:?} infinite {infinite}"))
+    }
+
+    fn with_scale(self, scale: f64) -> Self {
+        let case = Self {
+            scale: Scale::Value(scale),
+            ..self
+        };
+        case.named(&format!("scale {scale}"))
+    }
+
+    fn with_value_depth(self, value_depth: usize) -> Self {
+        let case = Self {
+            value_depth,
+            ..self
+        };
+        case.named(&format!("value depth {value_depth}"))
+    }
+
+    fn zero_if_blind(self) -> Self {
+        let case = Self {
+            fully_masked: FullyMasked::Zero,
+            ..self
+        };
+        case.named("zero")
+    }
+
+    fn sized(self, size: f64) -> Self {
+        Self { size, ..self }.named(&format!("size {size}"))
     }
 
     fn named(mut self, what: &str) -> Self {
@@ -119,7 +201,17 @@ pub(super) fn of(group: Group) -> Vec<Case> {
         Group::Weights => weights(),
         Group::Strided => strided(),
         Group::Extreme => extreme(),
-        Group::Project | Group::Normalize | Group::Bitwise | Group::Errors => Vec::new(),
+        Group::Dropout => dropout::forward(),
+        Group::Gradients => gradients::plain(),
+        Group::GradientsMasked => gradients::masked(),
+        Group::GradientsBias => gradients::bias(),
+        Group::GradientsStrided => gradients::strided(),
+        Group::Project
+        | Group::Normalize
+        | Group::ProjectBackward
+        | Group::NormalizeBackward
+        | Group::Bitwise
+        | Group::Errors => Vec::new(),
     }
 }
 

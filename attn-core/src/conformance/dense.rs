@@ -1,5 +1,7 @@
 //! Dense layers beside the oracle.
 
+pub(super) mod backward;
+
 use super::data::Numbers;
 use super::plain::{self, round};
 use super::properties::OnHost;
@@ -72,7 +74,7 @@ impl Case {
             self.compare::<T, B>(backend, draw, &mut comparison)
                 .map_err(|error| Failure::new(&*self.name, format!("{error}")))?;
             draw += 1;
-            if !draws::another(draw, comparison.rows, work) {
+            if !draws::another(draw, comparison.rows, draws::ROWS, work) {
                 return comparison.verdict::<T>(&self.name, "out");
             }
         }

@@ -5,7 +5,10 @@ use alloc::vec::Vec;
 
 /// Rows of a case for its error to be known: the largest error of a few says little, so a small case is drawn anew until there
 /// are so many. (Outputs of one row share its weights and their errors.)
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
+/// The same for gradients. Their largest errors are those of the few rows that attend to one key nearly alone, where the
+/// parts of a gradient cancel: some must be among them.
+pub(super) const GRADIENT_ROWS: usize = 4 * ROWS;
 /// Multiply-adds after which a case is not drawn again.
 const WORK: usize = 1 << 21;
 /// Draws at least: where every query is fully masked all rows of a draw are the same.
@@ -13,10 +16,10 @@ const LEAST: usize = 8;
 /// Draws at most.
 const MOST: usize = 50;
 
-/// Whether a case that was drawn `draws` times, with so many rows compared, should be drawn again. `work` is the
-/// multiply-adds of one draw.
-pub(super) fn another(draws: usize, rows: usize, work: usize) -> bool {
-    let known = rows >= ROWS && draws >= LEAST;
+/// Whether a case that was drawn `draws` times, with so many rows compared of those that are `wanted`, should be drawn again.
+/// `work` is the multiply-adds of one draw.
+pub(super) fn another(draws: usize, rows: usize, wanted: usize, work: usize) -> bool {
+    let known = rows >= wanted && draws >= LEAST;
     rows > 0 && !known && draws < MOST && draws.saturating_mul(work) < WORK
 }
 

@@ -28,7 +28,7 @@ pub(super) fn attend<T: Element, B: OnHost<T>>(
     loop {
         exam.sit::<T, B>(backend)
             .map_err(|error| Failure::new(&*case.name, format!("{error}")))?;
-        if !draws::another(exam.draw, exam.outputs.rows, work) {
+        if !draws::another(exam.draw, exam.outputs.rows, draws::ROWS, work) {
             break;
         }
     }
@@ -126,6 +126,7 @@ impl<'a> Exam<'a> {
                     keys: &keys,
                     bias: rows.bias(matrix, query),
                     seen: rows.seen(matrix, query),
+                    factors: rows.factors(matrix, query),
                 };
                 let place = Place {
                     draw: self.draw,
@@ -149,6 +150,7 @@ impl<'a> Exam<'a> {
     ) {
         let truth = row.truth(self.case, self.maths);
         let plainly = row.plainly::<T>(self.case, self.maths);
+        let dropped = plain::dropped::<T>(&plainly, &row.factors);
         self.outputs.rows += 1;
         let (batch, head) = (
             place.matrix / shape.num_heads,
@@ -156,8 +158,10 @@ impl<'a> Exam<'a> {
         );
         let out = Head::new(&computed.out.layout, batch, head);
         for (column, values) in columns {
-            let exact = oracle::dot(truth.iter().copied(), values.iter().copied()).value();
-            let sum = plain::dot::<T>(&plainly, values);
+            let [truth, factors, values_] =
+                [&truth, &row.factors, values].map(|x| x.iter().copied());
+            let exact = oracle::dot3(truth, factors, values_).value();
+            let sum = plain::dot::<T>(&dropped, values);
             let got = computed.out.buffer[out.at(place.row, *column)].to_f64();
             let place = Place {
                 column: *column,
@@ -184,6 +188,7 @@ struct Row<'a> {
     keys: &'a [Vec<f64>],
     bias: Option<Vec<f64>>,
     seen: Vec<bool>,
+    factors: Vec<f64>,
 }
 
 impl Row<'_> {
@@ -197,7 +202,7 @@ impl Row<'_> {
             zero_if_blind: case.fully_masked == FullyMasked::Zero,
             maths,
         };
-        row.weights()
+        row.softmax().weights
     }
 
     /// The weights of plain arithmetic.

@@ -53,7 +53,8 @@ impl Matrix {
 
     /// Depth of queries and keys, if there are any.
     pub(super) fn depth(&self) -> usize {
-        self.queries.first().map_or(0, Vec::len)
+        let mut rows = self.queries.iter().chain(&self.keys);
+        rows.next().map_or(0, Vec::len)
     }
 }
 

@@ -14,7 +14,9 @@
 //! **The tolerance.** An output may be off by twice the error that plain arithmetic in the same dtype makes on the same
 //! case (Flax's own order of operations, every step rounded, sums from the first term to the last),
 //! and always by half a unit in the last place of the largest output: a result rounded correctly from an exact
-//! one can be off by that. Both errors are the largest of a case, over rows and columns at the edges and anywhere.
+//! one can be off by that. A gradient of a score is a difference, `w (dW - Σ w dW)`: there the error that plain arithmetic
+//! makes in either part of a term counts too, since in its own order of sums the errors of both may be the same and vanish
+//! (with one key they always do). Both errors are the largest of a case, over rows and columns at the edges and anywhere.
 
 mod arrays;
 mod cases;
@@ -22,6 +24,7 @@ mod data;
 mod dense;
 mod draws;
 mod forward;
+mod gradients;
 mod matrix;
 mod norm;
 mod oracle;
@@ -67,10 +70,24 @@ pub enum Group {
     Strided,
     /// Large scores, no queries, no keys.
     Extreme,
+    /// Weights that are dropped.
+    Dropout,
+    /// Gradients of attention, and the statistics that they are made from.
+    Gradients,
+    /// Gradients under causal masks, mask tensors and dropout.
+    GradientsMasked,
+    /// Gradients of a bias, however it was broadcast.
+    GradientsBias,
+    /// Gradients of and into arrays that are not contiguous.
+    GradientsStrided,
     /// Dense layers.
     Project,
+    /// Gradients of dense layers.
+    ProjectBackward,
     /// Layer norm.
     Normalize,
+    /// Gradients of layer norm.
+    NormalizeBackward,
     /// What must hold bit for bit.
     Bitwise,
     /// Arguments that do not fit.
@@ -79,7 +96,7 @@ pub enum Group {
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 19] = [
         Self::Plain,
         Self::Long,
         Self::Causal,
@@ -88,8 +105,15 @@ impl Group {
         Self::Weights,
         Self::Strided,
         Self::Extreme,
+        Self::Dropout,
+        Self::Gradients,
+        Self::GradientsMasked,
+        Self::GradientsBias,
+        Self::GradientsStrided,
         Self::Project,
+        Self::ProjectBackward,
         Self::Normalize,
+        Self::NormalizeBackward,
         Self::Bitwise,
         Self::Errors,
     ];
@@ -106,17 +130,30 @@ where
 {
     match group {
         Group::Project => dense::project::<T, B>(backend),
+        Group::ProjectBackward => dense::backward::project::<T, B>(backend),
         Group::Normalize => norm::normalize::<T, B>(backend, maths),
+        Group::NormalizeBackward => norm::backward::normalize::<T, B>(backend, maths),
         Group::Bitwise => properties::bitwise::<T, B>(backend).map(Report::exact),
         Group::Errors => properties::errors::<T, B>(backend).map(Report::exact),
-        _ => {
-            let mut report = Report::default();
-            for case in cases::of(group) {
-                report.add(forward::attend::<T, B>(backend, &case, maths)?);
-            }
-            Ok(report)
-        }
+        Group::Gradients
+        | Group::GradientsMasked
+        | Group::GradientsBias
+        | Group::GradientsStrided => cases(group, |case| {
+            gradients::attend::<T, B>(backend, case, maths)
+        }),
+        _ => cases(group, |case| forward::attend::<T, B>(backend, case, maths)),
     }
+}
+
+fn cases(
+    group: Group,
+    share: impl Fn(&cases::Case) -> Result<f64, Failure>,
+) -> Result<Report, Failure> {
+    let mut report = Report::default();
+    for case in cases::of(group) {
+        report.add(share(&case)?);
+    }
+    Ok(report)
 }
 
 /// Tests of a backend for every dtype and group; see [`conformance`](crate::conformance).
@@ -137,7 +174,10 @@ macro_rules! conformance_tests {
             #[allow(unused_imports, reason = "what the backend's expression needs")]
             use super::super::*;
             $crate::conformance_tests!(@group $name, $type, $backend, plain Plain, long Long, causal Causal, mask Mask,
-                bias Bias, weights Weights, strided Strided, extreme Extreme, project Project, normalize Normalize,
+                bias Bias, weights Weights, strided Strided, extreme Extreme, dropout Dropout, gradients Gradients,
+                gradients_masked GradientsMasked, gradients_bias GradientsBias, gradients_strided GradientsStrided,
+                project Project, project_backward ProjectBackward, normalize Normalize,
+                normalize_backward NormalizeBackward,
                 bitwise Bitwise, errors Errors);
         }
     };

@@ -1,5 +1,7 @@
 //! Layer norm beside the oracle.
 
+pub(super) mod backward;
+
 use super::data::Numbers;
 use super::properties::OnHost;
 use super::verdict::{Comparison, Failure, Place, Report};
@@ -22,16 +24,33 @@ struct Kind {
     size: f64,
 }
 
+const KINDS: [Kind; 4] = [
+    Kind {
+        mean: 0.0,
+        size: 1.0,
+    },
+    Kind {
+        mean: 1.0,
+        size: 1.0,
+    },
+    Kind {
+        mean: 8.0,
+        size: 1.0,
+    },
+    Kind {
+        mean: 0.0,
+        size: 1e-3,
+    },
+];
+
 /// Layer norm of rows around 0, of rows far from 0, where the fast variance loses digits, and of rows so small that epsilon counts.
 pub(super) fn normalize<T: Element, B: OnHost<T>>(
     backend: &B,
     maths: &Maths,
 ) -> Result<Report, Failure> {
-    let kinds =
-        [(0.0, 1.0), (1.0, 1.0), (8.0, 1.0), (0.0, 1e-3)].map(|(mean, size)| Kind { mean, size });
     let mut report = Report::default();
     for depth in DEPTHS {
-        for kind in kinds {
+        for kind in KINDS {
             let name = format!("normalize {depth} {kind:?}");
             let mut comparison = Comparison::default();
             compare::<T, B>(backend, &name, depth, kind, maths, &mut comparison)

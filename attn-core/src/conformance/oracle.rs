@@ -1,8 +1,11 @@
 //! The truth: each operation from its definition, one output at a time. Products and sums run in pairs of `f64` that carry
 //! about 106 bits; only the exponential and the last division of a weight are rounded to `f64`.
 
+pub(super) mod backward;
+
 use super::Maths;
 use alloc::vec::Vec;
+use core::iter::zip;
 
 /// An unevaluated sum of two `f64`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -23,7 +26,7 @@ impl Pair {
     }
 
     /// Knuth's exact sum, then the low parts.
-    fn add(self, other: Self) -> Self {
+    pub(super) fn add(self, other: Self) -> Self {
         let sum = self.high + other.high;
         let back = sum - self.high;
         let error = (self.high - (sum - back)) + (other.high - back);
@@ -68,6 +71,21 @@ pub(super) fn dot(a: impl Iterator<Item = f64>, b: impl Iterator<Item = f64>) ->
         .fold(Pair::default(), |sum, (a, b)| sum.add(Pair::product(a, b)))
 }
 
+/// `Σ a · b · c`.
+pub(super) fn dot3(
+    a: impl Iterator<Item = f64>,
+    b: impl Iterator<Item = f64>,
+    c: impl Iterator<Item = f64>,
+) -> Pair {
+    zip(zip(a, b), c).fold(Pair::default(), |sum, ((a, b), c)| {
+        let product = match b == 1.0 {
+            true => Pair::product(a, c),
+            false => Pair::product(a, b).scaled(c),
+        };
+        sum.add(product)
+    })
+}
+
 /// `Σ a · b + c`: one output of a dense layer.
 pub(super) fn affine(a: &[f64], b: &[f64], c: f64) -> f64 {
     let (a, b) = (a.iter().copied().chain([1.0]), b.iter().copied().chain([c]));
@@ -87,7 +105,7 @@ pub(super) fn normalize(row: &[f64], scale: &[f64], epsilon: f64, maths: &Maths)
         .collect()
 }
 
-fn sum(values: impl Iterator<Item = f64>) -> Pair {
+pub(super) fn sum(values: impl Iterator<Item = f64>) -> Pair {
     values.fold(Pair::default(), |sum, value| sum.add(value.into()))
 }
 
@@ -102,9 +120,16 @@ pub(super) struct Row<'a> {
     pub(super) maths: &'a Maths,
 }
 
+/// What softmax makes of a row.
+pub(super) struct Softmax {
+    pub(super) weights: Vec<f64>,
+    /// The largest score and the sum of exponentials, if there is a finite score.
+    pub(super) statistics: Option<[f64; 2]>,
+}
+
 impl Row<'_> {
     /// The weights of the row. A row that sees nothing weighs all keys alike (Flax) or none (ONNX, PyTorch).
-    pub(super) fn weights(&self) -> Vec<f64> {
+    pub(super) fn softmax(&self) -> Softmax {
         let scores: Vec<Option<Pair>> = (0..self.products.len())
             .map(|key| self.seen[key].then(|| self.score(key)))
             .collect();
@@ -112,14 +137,20 @@ impl Row<'_> {
             .map(|score| score.value())
             .fold(f64::NEG_INFINITY, f64::max);
         if largest == f64::NEG_INFINITY && (self.zero_if_blind || self.seen.contains(&false)) {
-            return self.blind();
+            return Softmax {
+                weights: self.blind(),
+                statistics: None,
+            };
         }
         let exponentials: Vec<f64> = scores
             .iter()
             .map(|score| score.map_or(0.0, |score| self.exponential(score, largest)))
             .collect();
         let total = sum(exponentials.iter().copied()).value();
-        exponentials.iter().map(|e| e / total).collect()
+        Softmax {
+            weights: exponentials.iter().map(|e| e / total).collect(),
+            statistics: largest.is_finite().then_some([largest, total]),
+        }
     }
 
     fn score(&self, key: usize) -> Pair {

@@ -23,7 +23,7 @@ pub(super) trait OnHost<T: Element>:
 impl<T: Element, B> OnHost<T> for B where B: Kernels<T> + Backend<Storage = Host, Error = Error> {}
 
 /// In what way a property is broken.
-struct Broken(String);
+pub(super) struct Broken(pub(super) String);
 
 impl From<Error> for Broken {
     /// A call that should work was refused.

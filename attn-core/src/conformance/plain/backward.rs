@@ -2,17 +2,18 @@
 
 use super::super::Maths;
 use super::super::matrix::{Matrix, column};
-use super::{accumulate, dot, dropped, products, rescale, round, scaled, softmax};
+use super::{Softmax, accumulate, dot, dropped, products, rescale, round, scaled, softmax};
 use crate::dtype::Element;
 use alloc::vec::Vec;
 use core::iter::zip;
 use core::marker::PhantomData;
 
 /// The gradient of a row's scores.
+#[derive(Default)]
 pub(in super::super) struct ScoreRow {
     /// `w (dW - Σ w dW)`, 0 at masked keys.
     pub(in super::super) d_scores: Vec<f64>,
-    /// What a gradient is the difference of: `w dW` and `w Σ w dW`.
+    /// What a gradient is the difference of: `w dW` and `w Σ w dW`, both 0 at masked keys.
     pub(in super::super) parts: Vec<[f64; 2]>,
 }
 
@@ -23,6 +24,8 @@ pub(in super::super) struct Gradients<'a, T> {
     scaled: Vec<Vec<f64>>,
     dropped: Vec<Vec<f64>>,
     pub(in super::super) rows: Vec<ScoreRow>,
+    /// The largest score and the sum of exponentials of each row.
+    pub(in super::super) statistics: Vec<[f64; 2]>,
     dtype: PhantomData<T>,
 }
 
@@ -31,7 +34,7 @@ impl<'a, T: Element> Gradients<'a, T> {
         let scaled: Vec<Vec<f64>> = (matrix.queries.iter())
             .map(|query| scaled::<T>(query, matrix.scale, maths))
             .collect();
-        let weights: Vec<Vec<f64>> = (scaled.iter().enumerate())
+        let softmax: Vec<Softmax> = (scaled.iter().enumerate())
             .map(|(query, scaled)| {
                 softmax::<T>(
                     &products::<T>(scaled, &matrix.keys),
@@ -40,21 +43,22 @@ impl<'a, T: Element> Gradients<'a, T> {
                     matrix.fully_masked,
                     maths,
                 )
-                .weights
             })
             .collect();
-        let rows = (weights.iter().enumerate())
-            .map(|(query, weights)| score_row::<T>(matrix, query, weights))
+        let rows = (softmax.iter().enumerate())
+            .map(|(query, softmax)| score_row::<T>(matrix, query, &softmax.weights))
             .collect();
-        let dropped = zip(&weights, &matrix.factors)
-            .map(|(weights, factors)| dropped::<T>(weights, factors))
+        let dropped = zip(&softmax, &matrix.factors)
+            .map(|(softmax, factors)| dropped::<T>(&softmax.weights, factors))
             .collect();
+        let statistics = softmax.iter().map(|row| [row.largest, row.total]).collect();
         Self {
             matrix,
             maths,
             scaled,
             dropped,
             rows,
+            statistics,
             dtype: PhantomData,
         }
     }
@@ -89,18 +93,16 @@ fn score_row<T: Element>(matrix: &Matrix, query: usize, weights: &[f64]) -> Scor
         .map(|(w, d)| round::<T>(w * d))
         .collect();
     let mean = round::<T>(accumulate::<T>(first.iter().copied()));
-    let gradient = |(key, &seen): (usize, &bool)| match seen {
-        true => round::<T>(weights[key] * round::<T>(d_weights[key] - mean)),
-        false => 0.0,
-    };
-    ScoreRow {
-        d_scores: (matrix.seen[query].iter().enumerate())
-            .map(gradient)
-            .collect(),
-        parts: zip(first, weights)
-            .map(|(first, w)| [first, round::<T>(w * mean)])
-            .collect(),
+    let mut row = ScoreRow::default();
+    for (key, &seen) in matrix.seen[query].iter().enumerate() {
+        let weight = weights[key];
+        let parts = [first[key], round::<T>(weight * mean)];
+        let d_score = round::<T>(weight * round::<T>(d_weights[key] - mean));
+        row.d_scores.push(if seen { d_score } else { 0.0 });
+        row.parts
+            .push(parts.map(|part| if seen { part } else { 0.0 }));
     }
+    row
 }
 
 /// The gradient of a row under layer norm, through the fast variance, and its share in the gradient of the scale.

@@ -1,6 +1,6 @@
 //! Results that do not depend on what is computed beside them, where they lie, or what the scratch held.
 
-use super::super::arrays::Placed;
+use super::super::arrays::{Placed, written_outside};
 use super::super::cases::Placement;
 use super::super::data::Numbers;
 use super::super::verdict::Failure;
@@ -57,13 +57,10 @@ fn same<T: Element>(left: &[T], right: &[T]) -> Result<(), Broken> {
 /// The elements of a buffer that `layout` names, row-major; all others must still be NaN.
 fn elements_between_gaps<T: Element>(buffer: &[T], layout: &Layout) -> Result<Vec<T>, Broken> {
     let rank = layout.shape().rank();
-    let indices: Vec<usize> = (0..layout.elements())
-        .map(|n| layout.base(rank, n))
+    let elements = (0..layout.elements())
+        .map(|n| buffer[layout.base(rank, n)])
         .collect();
-    let elements = indices.iter().map(|&index| buffer[index]).collect();
-    let mut gap = vec![true; buffer.len()];
-    indices.iter().for_each(|&index| gap[index] = false);
-    match (0..buffer.len()).find(|&index| gap[index] && !buffer[index].to_f64().is_nan()) {
+    match written_outside(buffer, layout) {
         None => Ok(elements),
         Some(index) => Err(Broken(format!(
             "element {index} of the buffer lies outside the output and was written"
