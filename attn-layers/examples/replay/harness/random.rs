@@ -23,15 +23,16 @@ impl Case {
             let tensor = self.rngs.text(name)?;
             tensor.map(|tensor| self.key(tensor)).transpose()
         };
-        let mut rngs = Rngs::default();
-        rngs.params = stream("params")?;
-        rngs.dropout = stream("dropout")?;
-        rngs.convention = self.convention();
-        rngs.names = match self.separator {
-            true => PathNames::Separated,
-            false => PathNames::Joined,
-        };
-        Ok(rngs)
+        Ok(Rngs {
+            params: stream("params")?,
+            dropout: stream("dropout")?,
+            convention: self.convention(),
+            names: match self.separator {
+                true => PathNames::Separated,
+                false => PathNames::Joined,
+            },
+            ..Rngs::default()
+        })
     }
 
     /// How JAX was set up.
