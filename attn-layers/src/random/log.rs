@@ -106,6 +106,82 @@ pub(super) fn log1p_64(x: f64) -> f64 {
     x + fma(-square, 0.5, x * square * (numerator / denominator))
 }
 
+/// `log(v)` for normal `v` above 0, within 0.52 units of the last place: `v` is `2^exponent * m`, and with `s = (m - 1) / (m + 1)`,
+/// `log(m) = 2 * (s + s^3/3 + s^5/5 + ...)`, of which the first term is carried in two numbers.
 fn log_64(v: f64) -> f64 {
-    libm::log(v)
+    /// `log(2)` in two parts, the first so short that multiples of it are exact.
+    const LN2: [f64; 2] = [
+        f64::from_bits(0x3fe6_2e42_fee0_0000),
+        f64::from_bits(0x3dea_39ef_3579_3c76),
+    ];
+    let (exponent, m) = split(v);
+    let exponent = f64::from(exponent);
+    let (difference, sum) = (m - 1.0, m + 1.0);
+    let lost = m - (sum - 1.0);
+    let s = difference / sum;
+    let remainder = (fma(-s, sum, difference) - s * lost) / sum;
+    let square = s * s;
+    let tail = s * square * series(square);
+    let (high, first) = (exponent * LN2[0], 2.0 * s);
+    let total = high + first;
+    let rest = first - (total - high);
+    total + (rest + fma(exponent, LN2[1], 2.0 * (remainder + tail)))
+}
+
+/// `1/3 + x/5 + x^2/7 + ...` for `x` up to 0.03.
+fn series(x: f64) -> f64 {
+    (0..11)
+        .rev()
+        .map(|i| 1.0 / f64::from(2 * i + 3))
+        .fold(0.0, |sum, c| fma(sum, x, c))
+}
+
+/// A power of two and a number from `sqrt(1/2)` to `sqrt(2)`, whose product is `v`.
+fn split(v: f64) -> (i32, f64) {
+    const MANTISSA: u64 = (1 << 52) - 1;
+    let bits = v.to_bits();
+    let exponent = (bits >> 52) as i32 - 1023;
+    let m = f64::from_bits(bits & MANTISSA | 1f64.to_bits());
+    if m > core::f64::consts::SQRT_2 {
+        (exponent + 1, m / 2.0)
+    } else {
+        (exponent, m)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_logarithm_is_within_a_unit_of_another() {
+        // Each is off by less than a unit of the last place.
+        for i in 1..4000 {
+            let v = f64::from(i) / 4096.0;
+            let (got, other) = (log_64(v), libm::log(v));
+            let apart = (got - other).abs();
+            assert!(
+                apart <= 2.0 * f64::EPSILON * other.abs(),
+                "{v} {got} {other}"
+            );
+        }
+    }
+
+    #[test]
+    fn powers_of_two_have_multiples_of_log_2() {
+        for exponent in [-1074 + 52, -53, -1, 0, 1, 1023] {
+            let got = log_64(libm::scalbn(1.0, exponent));
+            assert_eq!(got, f64::from(exponent) * core::f64::consts::LN_2);
+        }
+    }
+
+    #[test]
+    fn both_widths_agree() {
+        for i in 0..1000i16 {
+            let x = -f32::from(i) / 1000.0;
+            let (narrow, wide) = (log1p_32(x), log1p_64(x.into()));
+            let unit = f64::from(f32::EPSILON) * wide.abs();
+            assert!((f64::from(narrow) - wide).abs() <= 2.0 * unit, "{x}");
+        }
+    }
 }

@@ -2,8 +2,8 @@
 //! distributions that initializers draw from.
 //!
 //! Nothing here needs an allocator: arrays are the caller's. The bits are the same on every instruction set, with `std` and without.
-//! They are those of JAX 0.10 on an x86-64 CPU; only normal and truncated normal numbers in `float64` may differ from it in the last
-//! bits, since there JAX itself has them from the machine's C library.
+//! They are those of JAX 0.10 on an x86-64 CPU. Only normal and truncated normal numbers in `float64` may rarely differ from it in the last
+//! bits: there JAX itself has them from the machine's C library.
 //!
 //! ```
 //! use attn_layers::random::{self, Counters, DefaultWidth, Key};
