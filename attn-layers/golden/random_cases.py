@@ -161,6 +161,8 @@ def errors():
     yield failing("error_dropout_other_stream", x, {"deterministic": False}, rngs={"noise": 1}, **drops)
     both = {"deterministic": False}
     yield failing("error_deterministic_twice_false", x | explicit(), both, deterministic=False, **drops)
+    other_generator = {"dropout_rng": np.arange(4, dtype=np.uint32)}
+    yield failing("error_key_of_other_generator", x | other_generator, both, **drops)
     bad_mask = {"mask": np.ones((4,), dtype=bool)}
     yield failing("error_deterministic_before_mask", x | bad_mask | explicit(), **drops)
     yield failing("error_stream_before_rank", x | {"inputs_k": normal(4, 8)}, both, **drops)

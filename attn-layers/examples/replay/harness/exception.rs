@@ -46,6 +46,7 @@ enum Meaning {
     DeterministicMissing,
     DeterministicTwice,
     DropoutRng,
+    KeyWords,
     ParamShape(Parameter),
     ParamMissing(Parameter),
     ParamsEmpty,
@@ -132,6 +133,16 @@ const PLAIN: &[(&str, &str, Meaning)] = &[
         Meaning::DropoutRng,
     ),
     (
+        "TypeError",
+        "JAX encountered invalid PRNG key data: expected key_data.shape",
+        Meaning::KeyWords,
+    ),
+    (
+        "ValueError",
+        "The ``rngs`` argument passed to an apply function should be",
+        Meaning::KeyWords,
+    ),
+    (
         "ScopeCollectionNotFound",
         "Tried to access \"kernel\" from collection \"params\"",
         Meaning::ParamsEmpty,
@@ -204,6 +215,7 @@ impl Meaning {
             Self::DeterministicMissing => matches!(error, Error::DeterministicMissing),
             Self::DeterministicTwice => matches!(error, Error::DeterministicGivenTwice),
             Self::DropoutRng => matches!(error, Error::DropoutRngMissing),
+            Self::KeyWords => matches!(error, Error::KeyWords { .. }),
             Self::ParamShape(wanted) => {
                 matches!(error, Error::ParamShape { scope, name, .. } if wanted.is(scope, name))
             }
