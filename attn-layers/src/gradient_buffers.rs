@@ -5,6 +5,10 @@ use crate::plan::Plan;
 use attn_core::{Element, Result, Storage, ViewMut};
 
 /// Where the gradients of the inputs go, by which of them are the same array.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a view holds its layout inline, and there is no allocator to put it elsewhere"
+)]
 #[derive(Debug)]
 pub enum InputGradients<'g, S: Storage, T: Element> {
     /// Nowhere: they are not wanted.

@@ -426,8 +426,8 @@ impl SelfAttention<'_> {
         Self(MultiHeadDotProductAttention::new(num_heads))
     }
 
-    /// `module.apply`, its arguments in Flax's order: `mask` is the second. A decoding layer has a cache to be passed: use
-    /// [`MultiHeadDotProductAttention::apply`] of the field.
+    /// `module.apply`, its arguments in Flax's order: `mask` is the second. For a cache, random streams or gradients use the methods of
+    /// the field.
     ///
     /// # Errors
     ///

@@ -351,7 +351,6 @@ fn run(
         &mut borrowed,
         &mut scratch.borrow(),
     )?;
-    drop(borrowed);
     Ok(buffers)
 }
 
@@ -531,7 +530,6 @@ fn a_dtype_known_at_run_time_dispatches() {
         &mut scratch,
     )
     .unwrap();
-    drop(gradients);
     assert_eq!(buffers.inputs, wanted.inputs);
     assert_eq!(buffers.params, wanted.params);
 }
