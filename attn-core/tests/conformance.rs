@@ -302,7 +302,7 @@ fn is_found<T: Element>(fault: Fault, group: Group) -> bool {
     run::<T, _>(&Faulty(fault), group, &MATHS).is_err()
 }
 
-/// Tests that a fault is found by a group in the dtypes that are precise enough to see it.
+/// Tests, beside a `Fault` and its `is_found`, that a fault is found by a group in the dtypes that are precise enough to see it.
 macro_rules! faults_found {
     ($($test:ident: $fault:ident by $group:ident in $($dtype:ty),+;)+) => {$(
         #[test]
@@ -314,6 +314,9 @@ macro_rules! faults_found {
         }
     )+};
 }
+
+#[path = "conformance/training.rs"]
+mod training_fault_found;
 
 mod fault_found {
     use super::*;

@@ -1,5 +1,7 @@
 //! Results that do not depend on what is computed beside them, where they lie, or what the scratch held.
 
+mod backward;
+
 use super::super::arrays::{Placed, written_outside};
 use super::super::cases::Placement;
 use super::super::data::Numbers;
@@ -31,6 +33,16 @@ pub(in super::super) fn bitwise<T: Element, B: OnHost<T>>(backend: &B) -> Result
             ("layer norm between gaps", norm_between_gaps::<T, B>),
             ("scratch of attention", attend_scratch::<T, B>),
             ("scratch of a projection", project_scratch::<T, B>),
+            ("scratch of gradients", backward::attend_scratch::<T, B>),
+            ("gradients into gaps", backward::attention_into_gaps::<T, B>),
+            (
+                "with and without statistics",
+                backward::with_and_without_statistics::<T, B>,
+            ),
+            (
+                "scratch of a projection's gradients",
+                backward::project_scratch::<T, B>,
+            ),
         ],
     )
 }

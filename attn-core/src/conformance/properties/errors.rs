@@ -1,5 +1,7 @@
 //! Arguments that do not fit are typed errors, and no output is written.
 
+mod backward;
+
 use super::super::verdict::Failure;
 use super::{Broken, OnHost, first_not, run};
 use crate::dtype::Element;
@@ -33,6 +35,20 @@ pub(in super::super) fn errors<T: Element, B: OnHost<T>>(backend: &B) -> Result<
             (
                 "a layer norm that does not fit",
                 norms_that_do_not_fit::<T, B>,
+            ),
+            ("statistics that do not fit", backward::statistics::<T, B>),
+            (
+                "dropout beyond its counters",
+                backward::dropout_beyond_its_counters::<T, B>,
+            ),
+            ("gradients that do not fit", backward::attention::<T, B>),
+            (
+                "gradients of a projection that do not fit",
+                backward::projection::<T, B>,
+            ),
+            (
+                "gradients of a layer norm that do not fit",
+                backward::norm::<T, B>,
             ),
         ],
     )
@@ -169,6 +185,10 @@ fn is_wrong_shape_of(name: &'static str) -> impl Fn(&Error) -> bool {
     move |error| matches!(error, Error::Shape { argument, .. } if *argument == name)
 }
 
+fn is_wrong_rank_of(name: &'static str) -> impl Fn(&Error) -> bool {
+    move |error| matches!(error, Error::Rank { argument, .. } if *argument == name)
+}
+
 fn outputs_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Broken> {
     let data = [T::default(); ELEMENTS];
     let x = view(&data, SHAPE)?;
@@ -202,7 +222,6 @@ fn weights_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), 
 fn projections_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Broken> {
     /// Input, kernel, bias, output.
     type Shapes = [&'static [usize]; 4];
-    let is_wrong_rank_of = |name: &'static str| move |error: &Error| matches!(error, Error::Rank { argument, .. } if *argument == name);
     let data = [T::default(); ELEMENTS];
     let attempt = |shapes: Shapes, wanted: &dyn Fn(&Error) -> bool| {
         let [input, kernel, bias, out] = shapes;
