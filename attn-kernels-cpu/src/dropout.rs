@@ -46,6 +46,14 @@ impl<A: Lane> Dropped<A> {
     /// Writes the factors of a strip to `factors`, `[keys][width]`.
     #[inline(always)]
     pub(crate) fn factors<S: Simd>(&self, simd: S, strip: &Strip, factors: &mut [A]) {
+        simd.vectorize(
+            #[inline(always)]
+            || self.strip_factors(simd, strip, factors),
+        );
+    }
+
+    #[inline(always)]
+    fn strip_factors<S: Simd>(&self, simd: S, strip: &Strip, factors: &mut [A]) {
         let words = self.bits.words();
         let last = strip.query + strip.width - 1;
         let first = self.index(strip, strip.query, strip.keys.start);

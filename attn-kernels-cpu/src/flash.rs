@@ -270,7 +270,7 @@ fn drop_weights<S: Simd, A: Lane>(
     let factors = &mut factors[..p.len()];
     dropout.factors(simd, strip, factors);
     for (p, factor) in p.iter_mut().zip(factors.iter()) {
-        *p = *p * *factor;
+        *p *= *factor;
     }
 }
 

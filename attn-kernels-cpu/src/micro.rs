@@ -159,8 +159,19 @@ pub(crate) trait Block<S: Simd> {
 }
 
 /// Covers `rows` rows by blocks: the widest that the instruction set's registers hold, then what is left.
+///
+/// A function of its own in the machine code too, one for each accumulator and not for each element type and caller: inlined
+/// everywhere the tiles would be most of the program, and most of the time it takes to compile.
 #[inline(always)]
 pub(crate) fn for_each_block<S: Simd, A: Lane, B: Block<S>>(simd: S, rows: usize, block: &mut B) {
+    simd.vectorize(
+        #[inline(always)]
+        || cover::<S, A, B>(simd, rows, block),
+    );
+}
+
+#[inline(always)]
+fn cover<S: Simd, A: Lane, B: Block<S>>(simd: S, rows: usize, block: &mut B) {
     let mut first = 0;
     if lanes::<S, A>() * size_of::<A>() == 64 {
         while first + MAX_ROWS <= rows {

@@ -58,6 +58,14 @@ pub(crate) struct Running<'a, A> {
 /// One step of the recurrence: `scores` (`[keys][width]`) become `p`.
 #[inline(always)]
 pub(crate) fn update<S: Simd, A: Lane>(simd: S, scores: &mut [A], running: &mut Running<'_, A>) {
+    simd.vectorize(
+        #[inline(always)]
+        || update_strip(simd, scores, running),
+    );
+}
+
+#[inline(always)]
+fn update_strip<S: Simd, A: Lane>(simd: S, scores: &mut [A], running: &mut Running<'_, A>) {
     let (lanes, width) = (lanes::<S, A>(), width::<S, A>());
     for first in (0..width).step_by(lanes) {
         let range = first..first + lanes;
@@ -88,6 +96,14 @@ pub(crate) fn update<S: Simd, A: Lane>(simd: S, scores: &mut [A], running: &mut 
 /// Turns `scores` into weights by the final `m` and `l`: the second look at a tile when weights are asked for.
 #[inline(always)]
 pub(crate) fn normalized<S: Simd, A: Lane>(simd: S, scores: &mut [A], m: &[A], l: &[A]) {
+    simd.vectorize(
+        #[inline(always)]
+        || normalize_strip(simd, scores, m, l),
+    );
+}
+
+#[inline(always)]
+fn normalize_strip<S: Simd, A: Lane>(simd: S, scores: &mut [A], m: &[A], l: &[A]) {
     let (lanes, width) = (lanes::<S, A>(), width::<S, A>());
     for first in (0..width).step_by(lanes) {
         let range = first..first + lanes;
