@@ -133,3 +133,133 @@ pub(in super::super) fn normalize(
         .collect();
     (d_row, d_scale)
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::super::super::data::Numbers;
+    use super::*;
+    use crate::request::Scale;
+    use alloc::vec;
+
+    const MATHS: Maths = Maths {
+        exp: f64::exp,
+        sqrt: f64::sqrt,
+    };
+    /// Central differences of step `h` are off by about `h^2`, and by rounding of the loss over `h`.
+    const STEP: f64 = 1e-5;
+    const CLOSE: f64 = 1e-8;
+
+    fn matrix(fully_masked: FullyMasked) -> Matrix {
+        let mut numbers = Numbers::new("gradients by differences");
+        let mut rows = |count: usize, depth: usize| -> Vec<Vec<f64>> {
+            (0..count).map(|_| numbers.elements(depth, 1.0)).collect()
+        };
+        let (queries, keys, values) = (rows(4, 3), rows(5, 3), rows(5, 2));
+        let (d_out, bias) = (rows(4, 2), rows(4, 5));
+        // The third query sees nothing.
+        let seen = |query: usize| {
+            (0..5)
+                .map(|key| query != 2 && (query + key) % 4 != 0)
+                .collect()
+        };
+        let factor = |n: usize| if n.is_multiple_of(3) { 0.0 } else { 1.25 };
+        Matrix {
+            queries,
+            keys,
+            values,
+            d_out,
+            bias: bias.into_iter().map(Some).collect(),
+            seen: (0..4).map(seen).collect(),
+            factors: (0..4)
+                .map(|q| (0..5).map(|k| factor(q + 2 * k)).collect())
+                .collect(),
+            scale: Scale::Value(0.7),
+            fully_masked,
+        }
+    }
+
+    /// `Σ out · d_out`.
+    fn loss(matrix: &Matrix) -> f64 {
+        let gradients = Gradients::new(matrix, &MATHS);
+        let mut loss = 0.0;
+        for (query, softmax) in gradients.softmax.iter().enumerate() {
+            for (depth, d_out) in matrix.d_out[query].iter().enumerate() {
+                let weights = zip(&softmax.weights, &matrix.factors[query]);
+                let out: f64 = zip(weights, column(&matrix.values, depth))
+                    .map(|((w, factor), value)| w * factor * value)
+                    .sum();
+                loss += out * d_out;
+            }
+        }
+        loss
+    }
+
+    fn close(gradient: f64, fully_masked: FullyMasked, change: impl Fn(&mut Matrix, f64)) {
+        let beside = |step: f64| {
+            let mut matrix = matrix(fully_masked);
+            change(&mut matrix, step);
+            loss(&matrix)
+        };
+        let difference = (beside(STEP) - beside(-STEP)) / (2.0 * STEP);
+        let off = (gradient - difference).abs();
+        assert!(off < CLOSE, "{gradient} and {difference}");
+    }
+
+    #[test]
+    fn gradients_are_the_slopes_of_the_output() {
+        for rule in [FullyMasked::MeanOfValues, FullyMasked::Zero] {
+            let matrix = matrix(rule);
+            let gradients = Gradients::new(&matrix, &MATHS);
+            for depth in 0..3 {
+                for query in 0..4 {
+                    let gradient = gradients.d_query(query, depth);
+                    close(gradient, rule, |m, step| m.queries[query][depth] += step);
+                }
+                for key in 0..5 {
+                    let gradient = gradients.d_key(key, depth);
+                    close(gradient, rule, |m, step| m.keys[key][depth] += step);
+                }
+            }
+            for key in 0..5 {
+                for depth in 0..2 {
+                    let gradient = gradients.d_value(key, depth);
+                    close(gradient, rule, |m, step| m.values[key][depth] += step);
+                }
+                for query in 0..4 {
+                    let gradient = gradients.rows[query].d_scores[key];
+                    close(gradient, rule, |m, step| {
+                        if let Some(bias) = &mut m.bias[query] {
+                            bias[key] += step;
+                        }
+                    });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_layer_norm_are_its_slopes() {
+        let (row, scale) = (vec![0.3, -1.2, 2.0, 0.5], vec![1.0, 0.5, -2.0, 1.5]);
+        let gradient = vec![0.7, -0.4, 1.1, 0.2];
+        let epsilon = 0.1;
+        let loss = |row: &[f64], scale: &[f64]| -> f64 {
+            let normal = super::super::normalize(row, scale, epsilon, &MATHS);
+            zip(&normal, &gradient).map(|(x, g)| x * g).sum()
+        };
+        let (d_row, d_scale) = normalize(&row, &scale, &gradient, epsilon, &MATHS);
+        let beside = |values: &[f64], i: usize, step: f64| {
+            let mut values = values.to_vec();
+            values[i] += step;
+            values
+        };
+        for i in 0..4 {
+            let slope = |of: &dyn Fn(f64) -> f64| (of(STEP) - of(-STEP)) / (2.0 * STEP);
+            let through_row = slope(&|step| loss(&beside(&row, i, step), &scale));
+            let through_scale = slope(&|step| loss(&row, &beside(&scale, i, step)));
+            assert!((d_row[i] - through_row).abs() < CLOSE, "{i}");
+            assert!((d_scale[i] - through_scale).abs() < CLOSE, "{i}");
+        }
+    }
+}

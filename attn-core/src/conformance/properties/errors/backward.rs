@@ -118,7 +118,8 @@ fn attention_refused<T: Element, B: OnHost<T>>(
         d_value,
         d_bias: asked,
     };
-    let result = backend.attend_backward(backward, &mut vec![T::Acc::default(); SCRATCH]);
+    let mut scratch = vec![T::Acc::default(); SCRATCH];
+    let result = backend.attend_backward(backward, &mut scratch);
     is_error(shapes, &result, wanted)?;
     outputs.untouched(shapes)?;
     d_bias.untouched(shapes)
@@ -295,7 +296,8 @@ pub(super) fn projection<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Br
             d_kernel: Some(to_kernel),
             d_bias: Some(to_bias),
         };
-        let result = backend.project_backward(call, &mut vec![T::Acc::default(); SCRATCH]);
+        let mut scratch = vec![T::Acc::default(); SCRATCH];
+        let result = backend.project_backward(call, &mut scratch);
         is_error(shapes, &result, wanted)?;
         outputs.untouched(shapes)
     };
