@@ -6,9 +6,10 @@
     reason = "a test has std, and a skip must be seen"
 )]
 
+use attn_core::random::{Convention, Key};
 use attn_core::{
-    Attention, Causal, Element, Error, Host, HostView, HostViewMut, Kernels, Projection, RowOrder,
-    bf16, f16,
+    Attention, AttentionBackward, Causal, Dropout, Element, Error, Host, HostView, HostViewMut,
+    Kernels, Projection, ProjectionBackward, RowOrder, bf16, f16,
 };
 use attn_kernels_cpu::{Cpu, Isa};
 use std::sync::Arc;
@@ -74,6 +75,83 @@ where
     out
 }
 
+/// The gradients of query, key, value and of a bias that every two heads of a batch entry share.
+fn attend_backward<T: Element>(cpu: &Cpu, bias_shape: &[usize]) -> (Vec<T>, Vec<T::Acc>)
+where
+    Cpu: Kernels<T, Storage = Host, Error = Error>,
+{
+    let (shape, rows) = ([2, 150, 3, 20], [2, 3, 150, 2]);
+    let count = shape.iter().product();
+    let [q, k, v, d_out] = [1, 2, 3, 7].map(|seed| numbers::<T>(count, seed));
+    let bias = numbers::<T::Acc>(bias_shape.iter().product(), 8);
+    let (key, convention) = (Key::from_words([1, 2]), Convention::default());
+    let dropout = Dropout::new(key, 0.2, T::DTYPE, false, convention).expect("a rate");
+    let view = |data| HostView::new(data, &shape).expect("the shape fits");
+    let call = || {
+        Attention::new(view(&q), view(&k), view(&v))
+            .with_bias(Some(
+                HostView::new(&bias, bias_shape).expect("the shape fits"),
+            ))
+            .with_dropout(dropout)
+    };
+    let sizes = call().shape().expect("the shapes agree");
+    let mut scratch = vec![T::Acc::default(); cpu.attend_scratch(&sizes)];
+    let mut out = vec![T::default(); count];
+    let mut statistics = vec![T::Acc::default(); rows.iter().product()];
+    let asked = HostViewMut::new(&mut statistics, &rows).expect("the shape fits");
+    let to = HostViewMut::new(&mut out, &shape).expect("the shape fits");
+    cpu.attend(call().with_statistics(Some(asked)), to, &mut scratch)
+        .expect("a plain call");
+    let mut gradients = vec![T::default(); 3 * count];
+    let mut d_bias = vec![T::Acc::default(); bias.len()];
+    let mut parts = gradients
+        .chunks_mut(count)
+        .map(|part| HostViewMut::new(part, &shape).expect("the shape fits"));
+    let mut next = || parts.next().expect("three parts");
+    let call = AttentionBackward {
+        call: call(),
+        out: view(&out),
+        statistics: HostView::new(&statistics, &rows).expect("the shape fits"),
+        d_out: view(&d_out),
+        d_query: next(),
+        d_key: next(),
+        d_value: next(),
+        d_bias: Some(HostViewMut::new(&mut d_bias, bias_shape).expect("the shape fits")),
+    };
+    let mut scratch = vec![T::Acc::default(); cpu.attend_backward_scratch(&sizes)];
+    cpu.attend_backward(call, &mut scratch)
+        .expect("a plain call");
+    (gradients, d_bias)
+}
+
+fn project_backward<T: Element>(cpu: &Cpu, rows: usize) -> [Vec<T>; 3]
+where
+    Cpu: Kernels<T, Storage = Host, Error = Error>,
+{
+    let (features, outputs) = (270, 130);
+    let (x, kernel, d_out) = (
+        numbers::<T>(rows * features, 4),
+        numbers::<T>(features * outputs, 5),
+        numbers::<T>(rows * outputs, 6),
+    );
+    let mut gradients = [&x, &kernel, &x].map(Clone::clone);
+    gradients[2].truncate(outputs);
+    let [d_input, d_kernel, d_bias] = &mut gradients;
+    let call = ProjectionBackward {
+        input: HostView::new(&x, &[rows, features]).expect("the shape fits"),
+        kernel: HostView::new(&kernel, &[features, outputs]).expect("the shape fits"),
+        d_out: HostView::new(&d_out, &[rows, outputs]).expect("the shape fits"),
+        d_input: Some(HostViewMut::new(d_input, &[rows, features]).expect("the shape fits")),
+        accumulate: true,
+        d_kernel: Some(HostViewMut::new(d_kernel, &[features, outputs]).expect("the shape fits")),
+        d_bias: Some(HostViewMut::new(d_bias, &[outputs]).expect("the shape fits")),
+    };
+    let scratch = cpu.project_backward_scratch(rows, features, outputs);
+    cpu.project_backward(call, &mut vec![T::Acc::default(); scratch])
+        .expect("a plain call");
+    gradients
+}
+
 fn same_for_every_count<T: Element>(isa: Isa)
 where
     Cpu: Kernels<T, Storage = Host, Error = Error>,
@@ -91,6 +169,20 @@ where
                 attend::<T>(&many, causal),
                 "{isa} {threads} threads"
             );
+        }
+        for bias in [&[2, 1, 150, 150][..], &[3, 1, 150], &[150, 1], &[1]] {
+            let (left, right) = (
+                attend_backward::<T>(&one, bias),
+                attend_backward::<T>(&many, bias),
+            );
+            assert_eq!(left, right, "{isa} {threads} threads, bias {bias:?}");
+        }
+        for rows in [1, 50, 600] {
+            let (left, right) = (
+                project_backward::<T>(&one, rows),
+                project_backward::<T>(&many, rows),
+            );
+            assert_eq!(left, right, "{isa} {threads} threads, {rows} rows");
         }
         for rows in [1, 2, 50, 300, 600] {
             for row_order in [RowOrder::Any, RowOrder::Fixed] {
