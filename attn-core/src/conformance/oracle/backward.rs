@@ -161,7 +161,7 @@ mod tests {
         // The third query sees nothing.
         let seen = |query: usize| {
             (0..5)
-                .map(|key| query != 2 && (query + key) % 4 != 0)
+                .map(|key| query != 2 && !(query + key).is_multiple_of(4))
                 .collect()
         };
         let factor = |n: usize| if n.is_multiple_of(3) { 0.0 } else { 1.25 };
