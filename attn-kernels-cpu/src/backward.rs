@@ -3,7 +3,7 @@
 //! ```text
 //! dk = 0, dv = 0
 //! for each tile of queries:
-//!     delta = Σ do · o,  dq = 0
+//!     delta = Σ do · o,  dq = 0     or Σ p · dp, where one tile has all keys
 //!     for each tile of keys:
 //!         p  = e^(score - m) / l        as in the forward pass
 //!         dp = v · doᵀ · keep           keep: dropout's factors, made again
@@ -21,7 +21,7 @@ use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::{Columns, OverQueries, Products};
 use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
 use crate::shared::Shared;
-use crate::simd::{Lane, Simd, SimdBase, lanes, load};
+use crate::simd::{Lane, Select, Simd, SimdBase, lanes, load, splat};
 use crate::softmax;
 use crate::visibility::Seen;
 use attn_core::{AttentionShape, FullyMasked, HostView, Layout};
@@ -296,7 +296,7 @@ impl<T: Stored> Call<'_, T> {
                 depth,
             };
             for_each_block::<S, T::Acc, _>(simd, keys.len(), &mut products);
-            if let Some(dropout) = &self.dropout {
+            let keep = self.dropout.as_ref().map(|dropout| {
                 let strip = Strip {
                     matrix: scoring.matrix(job),
                     query: job.queries.start + strip * width,
@@ -305,10 +305,13 @@ impl<T: Stored> Call<'_, T> {
                 };
                 let keep = &mut tiles.keep[..p.len()];
                 dropout.factors(simd, &strip, keep);
-                through_softmax(simd, p, ds, Some(keep), &tiles.delta[lanes]);
-            } else {
-                through_softmax(simd, p, ds, None, &tiles.delta[lanes]);
+                &*keep
+            });
+            let delta = &mut tiles.delta[lanes];
+            if scoring.shape.key_length <= KEYS {
+                weighted_sum(simd, p, ds, keep, delta);
             }
+            through_softmax(simd, p, ds, keep, delta);
         }
         // Elsewhere a hidden key has no weight, and so no gradient by itself.
         if scoring.fully_masked == FullyMasked::MeanOfValues
@@ -471,6 +474,28 @@ impl<T: Stored> Call<'_, T> {
             let start = base + query * query_stride + keys.start * key_stride;
             add_to_row(d_bias, start, key_stride, &row[..keys.len()]);
         }
+    }
+}
+
+/// `delta` of rows that lie in one tile, from the very numbers that it is then subtracted from: `do · o` is the same but for the
+/// rounding of `o`, which would stay where the difference vanishes, as it does in a row that sees one key.
+#[inline(always)]
+fn weighted_sum<S: Simd, A: Lane>(simd: S, p: &[A], ds: &[A], keep: Option<&[A]>, delta: &mut [A]) {
+    let (lanes, width) = (lanes::<S, A>(), delta.len());
+    let zero = splat(simd, A::default());
+    for first in (0..width).step_by(lanes) {
+        let mut sum = zero;
+        for row in (first..p.len()).step_by(width) {
+            let range = row..row + lanes;
+            let weight = load::<S, A>(simd, &p[range.clone()]);
+            let mut gradient = load::<S, A>(simd, &ds[range.clone()]);
+            if let Some(keep) = keep {
+                gradient *= load::<S, A>(simd, &keep[range]);
+            }
+            // A hidden key has no part in it, be its value what it may.
+            sum += weight.simd_eq(zero).select(zero, weight * gradient);
+        }
+        sum.store_slice(&mut delta[first..first + lanes]);
     }
 }
 
