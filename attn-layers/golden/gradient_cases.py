@@ -22,6 +22,9 @@ def inputs():
     yield pulled("inputs_kv_no_bias", {"inputs_q": normal(2, 4, 8), "inputs_kv": normal(2, 3, 6)}, use_bias=False)
     yield pulled("batch_dims_0", self_attention(length=4, features=6), num_heads=3)
     yield pulled("batch_dims_3", self_attention(2, 1, 2, length=3, features=4))
+    yield pulled("one_key", {"inputs_q": normal(2, 3, 4), "inputs_kv": normal(2, 1, 4)})
+    one_seen = {"mask": np.array([False, False, True])}
+    yield pulled("one_key_seen_bfloat16", self_attention(2, length=3) | one_seen, dtype=BF16)
     yield pulled("head_dim_17_many_keys", {"inputs_q": normal(1, 2, 6), "inputs_kv": normal(1, 67, 6)}, qkv_features=34)
     yield pulled("no_keys", {"inputs_q": normal(1, 2, 4), "inputs_kv": normal(1, 0, 4)})
     yield pulled("no_queries", {"inputs_q": normal(1, 0, 4), "inputs_kv": normal(1, 2, 4)})
