@@ -3,7 +3,7 @@
 use crate::bind::DenseParams;
 use crate::cache::{AnyCache, CacheAccess};
 use crate::forward::{Chance, Heads, Pass, Projected, resolve};
-use crate::functions::{Core, Kept, Purpose, inexact};
+use crate::functions::{Kept, Purpose, inexact};
 use crate::gradients::{Gradients, InputSums, ParamGradients};
 use crate::hooks;
 use crate::layer::{Call, MultiHeadDotProductAttention, Output};
@@ -48,16 +48,40 @@ pub(crate) fn forward<'a, B: HostKernels>(
     params: &'a dyn ParamSource,
     mut call: Call<'a>,
 ) -> Result<(Output, Residuals<'a>)> {
-    let absent = match (layer.decode, core::mem::take(&mut call.cache)) {
+    let access = core::mem::take(&mut call.cache);
+    let pass = Pass::new(layer, backend, params, &call)?;
+    let raw = pass.project_raw(&call)?;
+    let normalized = pass.normalized(&raw)?;
+    let heads = heads_of(&raw, normalized.as_ref());
+    let absent = match (layer.decode, access) {
         (false, _) => None,
         (true, CacheAccess::None) => return Err(Error::CacheMissing),
         (true, CacheAccess::Mutable(absent @ None)) => Some(absent),
         (true, _) => return Err(STEP),
     };
-    let (output, residuals, fresh) = run(layer, backend, params, call)?;
+    let purpose = Purpose {
+        sow_weights: call.sow_weights,
+        gradients: true,
+    };
+    let (core, chance) = pass.core(&call, &heads, None, purpose)?;
+    let out = pass.project_out(&core.out)?;
+    pass.check_floats(&call)?;
     if let Some(absent) = absent {
-        *absent = fresh;
+        *absent = Some(AnyCache::like(&heads.key, &heads.value)?);
     }
+    let residuals = Residuals {
+        params,
+        call,
+        raw,
+        context: core.out,
+        kept: core.kept.unwrap_or(Kept::Nothing),
+        chance,
+        out: (out.scalar(), *out.shape()),
+    };
+    let output = Output {
+        out,
+        attention_weights: core.weights,
+    };
     Ok((output, residuals))
 }
 
@@ -66,48 +90,6 @@ const STEP: Error = Error::Unsupported {
     feature: "gradients of a decoding step",
     instead: "Train without `decode`, on whole sequences with a causal mask",
 };
-
-fn run<'a, B: HostKernels>(
-    layer: &Layer<'_>,
-    backend: &B,
-    params: &'a dyn ParamSource,
-    call: Call<'a>,
-) -> Result<(Output, Residuals<'a>, Option<AnyCache>)> {
-    let pass = Pass::new(layer, backend, params, &call)?;
-    let raw = pass.project_raw(&call)?;
-    let normalized = pass.normalized(&raw)?;
-    let heads = heads_of(&raw, normalized.as_ref());
-    let fresh = match layer.decode {
-        true => Some(AnyCache::like(&heads.key, &heads.value)?),
-        false => None,
-    };
-    let purpose = Purpose {
-        sow_weights: call.sow_weights,
-        gradients: true,
-    };
-    let (core, chance) = pass.core(&call, &heads, None, purpose)?;
-    let Core {
-        out: context,
-        weights,
-        kept,
-    } = core;
-    let out = pass.project_out(&context)?;
-    pass.check_floats(&call)?;
-    let residuals = Residuals {
-        params,
-        call,
-        raw,
-        context,
-        kept: kept.unwrap_or(Kept::Nothing),
-        chance,
-        out: (out.scalar(), *out.shape()),
-    };
-    let output = Output {
-        out,
-        attention_weights: weights,
-    };
-    Ok((output, residuals, fresh))
-}
 
 /// The backward pass.
 pub(crate) fn backward<B: HostKernels>(
@@ -147,7 +129,7 @@ pub(crate) fn backward<B: HostKernels>(
     }
     params.push("out/kernel", out.kernel);
     params.extend("out/bias", out.bias);
-    sums.finish(call, params).ok_or(STEP)
+    sums.finish(call, params)
 }
 
 const SCOPES: [&str; 3] = ["query", "key", "value"];

@@ -4,6 +4,7 @@ use crate::layer::Call;
 use crate::params::ParamSource;
 use crate::tensor::{Tensor, TensorView};
 use alloc::vec::Vec;
+use attn_core::Result;
 
 /// The gradients of a call of [`MultiHeadDotProductAttention`](crate::MultiHeadDotProductAttention), each of its array's shape and dtype. There
 /// is one for each input that was given.
@@ -96,15 +97,17 @@ impl InputSums {
         &mut self.sums[self.serves[role]]
     }
 
-    /// The gradients with those of the parameters; `None` if the query had no use.
-    pub(crate) fn finish(self, call: &Call<'_>, params: ParamGradients) -> Option<Gradients> {
+    /// The gradients, with those of the parameters.
+    pub(crate) fn finish(self, call: &Call<'_>, params: ParamGradients) -> Result<Gradients> {
         let [query, key, d_inputs_v] = self.sums;
         let (d_inputs_k, d_inputs_kv) = match call.inputs_kv {
             Some(_) => (None, key),
             None => (key, None),
         };
-        Some(Gradients {
-            d_inputs_q: query?,
+        // An array without a use changes nothing.
+        let unused = || Tensor::zeros(call.inputs_q.scalar(), call.inputs_q.shape());
+        Ok(Gradients {
+            d_inputs_q: query.map_or_else(unused, Ok)?,
             d_inputs_k,
             d_inputs_v,
             d_inputs_kv,

@@ -121,12 +121,43 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             params,
             inputs,
         };
-        pass.out(residuals, d_out, gradients, scratch)?;
+        pass.out(residuals, d_out, &mut gradients.out, scratch)?;
         pass.attend(residuals, scratch)?;
-        // The gradient of the context is dead from here on, that of the values after them.
-        pass.value(gradients, scratch)?;
-        pass.query(gradients, scratch)?;
-        pass.key(gradients, scratch)
+        let (query_ln, key_ln) = match self.normalize_qk {
+            true => (params.query_ln, params.key_ln),
+            false => (None, None),
+        };
+        let value = Input {
+            dense: &params.value,
+            input: inputs.v,
+            length: plan.key_length,
+            scale: None,
+            d_scale: None,
+            d_input: gradients.inputs.value(),
+            parameters: &mut gradients.value,
+        };
+        // The gradient of the context is dead from here on, that of the values after them: projections are made again there.
+        pass.input(value, scratch.context, scratch.v, scratch.tiles)?;
+        let query = Input {
+            dense: &params.query,
+            input: inputs.q,
+            length: plan.query_length,
+            scale: query_ln,
+            d_scale: gradients.query_ln.as_mut().map(ViewMut::reborrow),
+            d_input: gradients.inputs.query(),
+            parameters: &mut gradients.query,
+        };
+        pass.input(query, scratch.context, scratch.q, scratch.tiles)?;
+        let key = Input {
+            dense: &params.key,
+            input: inputs.k,
+            length: plan.key_length,
+            scale: key_ln,
+            d_scale: gradients.key_ln.as_mut().map(ViewMut::reborrow),
+            d_input: gradients.inputs.key(),
+            parameters: &mut gradients.key,
+        };
+        pass.input(key, scratch.v, scratch.k, scratch.tiles)
     }
 }
 
@@ -144,7 +175,7 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         &self,
         residuals: &ResidualBuffers<'_, B::Storage, T>,
         d_out: View<'_, B::Storage, T>,
-        gradients: &mut GradientBuffers<'_, B::Storage, T>,
+        parameters: &mut DenseGradientBuffers<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = self.pass.plan;
@@ -156,7 +187,7 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
             context,
             d_out,
             (Some(d_context), false),
-            &mut gradients.out,
+            parameters,
             scratch.tiles,
         )
     }
@@ -191,111 +222,50 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         self.pass.backend.attend_backward(request, scratch.tiles)
     }
 
-    fn value(
+    /// Through the dense layer of an input, and the layer norm after it if there is one.
+    fn input(
         &self,
-        gradients: &mut GradientBuffers<'_, B::Storage, T>,
-        scratch: &mut Scratch<'_, B::Storage, T>,
-    ) -> Result<(), B::Error> {
-        let plan = self.pass.plan;
-        self.pass.dense_backward(
-            &self.params.value,
-            self.inputs.v,
-            read(scratch.v, &plan.flat(plan.key_length)?)?,
-            gradients.inputs.value(),
-            &mut gradients.value,
-            scratch.tiles,
-        )
-    }
-
-    fn query(
-        &self,
-        gradients: &mut GradientBuffers<'_, B::Storage, T>,
-        scratch: &mut Scratch<'_, B::Storage, T>,
-    ) -> Result<(), B::Error> {
-        let (plan, params) = (self.pass.plan, self.params);
-        if let Some(scale) = params.query_ln.filter(|_| self.layer.normalize_qk) {
-            self.norm(
-                Norm {
-                    dense: &params.query,
-                    input: self.inputs.q,
-                    length: plan.query_length,
-                    scale,
-                    d_scale: gradients.query_ln.as_mut().map(ViewMut::reborrow),
-                },
-                scratch.context,
-                scratch.q,
-                scratch.tiles,
-            )?;
-        }
-        self.pass.dense_backward(
-            &params.query,
-            self.inputs.q,
-            read(scratch.q, &plan.flat(plan.query_length)?)?,
-            gradients.inputs.query(),
-            &mut gradients.query,
-            scratch.tiles,
-        )
-    }
-
-    fn key(
-        &self,
-        gradients: &mut GradientBuffers<'_, B::Storage, T>,
-        scratch: &mut Scratch<'_, B::Storage, T>,
-    ) -> Result<(), B::Error> {
-        let (plan, params) = (self.pass.plan, self.params);
-        if let Some(scale) = params.key_ln.filter(|_| self.layer.normalize_qk) {
-            self.norm(
-                Norm {
-                    dense: &params.key,
-                    input: self.inputs.k,
-                    length: plan.key_length,
-                    scale,
-                    d_scale: gradients.key_ln.as_mut().map(ViewMut::reborrow),
-                },
-                scratch.v,
-                scratch.k,
-                scratch.tiles,
-            )?;
-        }
-        self.pass.dense_backward(
-            &params.key,
-            self.inputs.k,
-            read(scratch.k, &plan.flat(plan.key_length)?)?,
-            gradients.inputs.key(),
-            &mut gradients.key,
-            scratch.tiles,
-        )
-    }
-
-    /// Through a layer norm, in place; what it normalised is projected again, into `raw`.
-    fn norm(
-        &self,
-        norm: Norm<'_, B::Storage, T>,
+        part: Input<'_, '_, B::Storage, T>,
         raw: &mut <B::Storage as Storage>::Buf<T>,
         gradient: &mut <B::Storage as Storage>::Buf<T>,
         tiles: &mut <B::Storage as Storage>::Buf<T::Acc>,
     ) -> Result<(), B::Error> {
-        let plan = self.pass.plan;
-        let (flat, heads) = (plan.flat(norm.length)?, plan.heads(norm.length)?);
-        let projected = whole(raw, &flat, "context")?;
-        self.pass.dense(norm.dense, norm.input, projected, tiles)?;
-        self.pass.backend.normalize_backward(NormalizeBackward {
-            x: read(raw, &heads)?,
-            scale: norm.scale,
-            epsilon: EPSILON,
-            gradient: whole(gradient, &heads, "gradient")?,
-            d_scale: norm.d_scale,
-        })
+        let (pass, plan) = (&self.pass, self.pass.plan);
+        let flat = plan.flat(part.length)?;
+        if let Some(scale) = part.scale {
+            let heads = plan.heads(part.length)?;
+            let projected = whole(raw, &flat, "projection")?;
+            pass.dense(part.dense, part.input, projected, tiles)?;
+            pass.backend.normalize_backward(NormalizeBackward {
+                x: read(raw, &heads)?,
+                scale,
+                epsilon: EPSILON,
+                gradient: whole(gradient, &heads, "gradient")?,
+                d_scale: part.d_scale,
+            })?;
+        }
+        pass.dense_backward(
+            part.dense,
+            part.input,
+            read(gradient, &flat)?,
+            part.d_input,
+            part.parameters,
+            tiles,
+        )
     }
 }
 
-/// A layer norm and the projection before it.
-struct Norm<'a, S: Storage, T: Element> {
+/// The dense layer of an input and the layer norm after it, and where their gradients go.
+struct Input<'a, 'g, S: Storage, T: Element> {
     dense: &'a Dense<'a, S, T>,
+    /// `[batch..., length, features]`.
     input: View<'a, S, T>,
     length: usize,
-    scale: View<'a, S, T::Acc>,
+    scale: Option<View<'a, S, T::Acc>>,
     d_scale: Option<ViewMut<'a, S, T::Acc>>,
+    /// Where the gradient of the input goes, and whether it is added to what is there.
+    d_input: (Option<ViewMut<'a, S, T>>, bool),
+    parameters: &'a mut DenseGradientBuffers<'g, S, T>,
 }
 
 impl<B> Pass<'_, B> {

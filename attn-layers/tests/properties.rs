@@ -206,6 +206,43 @@ proptest! {
     }
 
     #[test]
+    fn a_call_that_fits_has_gradients_unless_it_has_integers(case in fitting()) {
+        let (params, [q, k, v], mask) = (case.params(), case.inputs(), case.mask());
+        let call = Call::new(q.view())
+            .with_inputs_k(Some(k.view()))
+            .with_inputs_v(Some(v.view()))
+            .with_mask(mask.as_ref().map(Tensor::view))
+            .with_dropout_rng(Some([1, 2]));
+        let layer = MultiHeadDotProductAttention {
+            dropout_rate: if case.flags[3] { 0.5 } else { 0.0 },
+            deterministic: Some(false),
+            ..case.layer()
+        };
+        let source = params.source();
+        let passed = layer.forward(&Cpu::detect(), &source, call);
+        if case.scalars.iter().any(|scalar| scalar.float().is_none()) {
+            let is_typed = matches!(passed, Err(Error::DTypeMismatch { .. }));
+            prop_assert!(is_typed, "{:?}", passed.err());
+            return Ok(());
+        }
+        let (output, residuals) = passed.map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let d_out = Tensor::zeros(output.out.scalar(), output.out.shape()).unwrap();
+        let gradients = layer.backward(&Cpu::detect(), &residuals, d_out.view());
+        let gradients = gradients.map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let inputs = [Some(gradients.d_inputs_q), gradients.d_inputs_k, gradients.d_inputs_v];
+        for (gradient, input) in inputs.into_iter().zip([&q, &k, &v]) {
+            let gradient = gradient.expect("it was given");
+            prop_assert_eq!(gradient.shape(), input.shape());
+            prop_assert_eq!(gradient.scalar(), input.scalar());
+        }
+        for (path, gradient) in gradients.params.iter() {
+            let param = params.get(path);
+            prop_assert_eq!(gradient.shape(), param.shape());
+            prop_assert_eq!(gradient.scalar(), param.scalar());
+        }
+    }
+
+    #[test]
     fn a_call_that_does_not_fit_is_an_error_not_a_panic(
         case in fitting(),
         num_heads in 0..4usize,
@@ -254,6 +291,12 @@ proptest! {
             prop_assert!(!error.to_string().is_empty());
             prop_assert_eq!(&cache, &before);
         }
+        layer.decode = false;
+        if let Ok((output, residuals)) = layer.forward(&Cpu::detect(), &source, call()) {
+            let d_out = Tensor::zeros(output.out.scalar(), output.out.shape()).unwrap();
+            prop_assert!(layer.backward(&Cpu::detect(), &residuals, d_out.view()).is_ok());
+        }
+        layer.decode = decode;
         let Some(mut cache) = cache.or_else(|| made.ok()) else { return Ok(()) };
         let before = cache.clone();
         if layer.prefill(&Cpu::detect(), &source, call(), &mut cache).is_err() {
