@@ -11,11 +11,15 @@ use serde_json::Value;
 pub(crate) const SIDE: usize = 8;
 
 /// What `model.json` says.
+#[derive(Clone, Copy)]
 pub(crate) struct Description {
     patch: usize,
-    num_heads: usize,
-    layers: usize,
-    epsilon: f32,
+    pub(crate) features: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) layers: usize,
+    pub(crate) mlp_features: usize,
+    pub(crate) classes: usize,
+    pub(crate) epsilon: f32,
     pixel_scale: f32,
 }
 
@@ -34,8 +38,11 @@ impl Description {
         };
         let this = Self {
             patch: size("patch")? as usize,
+            features: size("features")? as usize,
             num_heads: size("num_heads")? as usize,
             layers: size("layers")? as usize,
+            mlp_features: size("mlp_features")? as usize,
+            classes: size("classes")? as usize,
             epsilon: number("epsilon")? as f32,
             pixel_scale: number("pixel_scale")? as f32,
         };
@@ -50,6 +57,31 @@ impl Description {
     /// Tokens along a side of an image.
     pub(crate) fn grid(&self) -> usize {
         SIDE / self.patch
+    }
+
+    pub(crate) fn tokens(&self) -> usize {
+        self.grid().pow(2)
+    }
+
+    /// Numbers that a token starts from.
+    pub(crate) fn patch_pixels(&self) -> usize {
+        self.patch.pow(2)
+    }
+
+    /// Cuts images into patches, row by row: `[images, tokens, patch · patch]`.
+    pub(crate) fn patches(&self, images: &[f32]) -> Vec<f32> {
+        let (patch, grid) = (self.patch, self.grid());
+        let mut patches = Vec::with_capacity(images.len());
+        for image in images.chunks_exact(SIDE * SIDE) {
+            for token in 0..grid * grid {
+                let corner = token / grid * patch * SIDE + token % grid * patch;
+                for row in 0..patch {
+                    let pixels = &image[corner + row * SIDE..][..patch];
+                    patches.extend(pixels.iter().map(|pixel| pixel / self.pixel_scale));
+                }
+            }
+        }
+        patches
     }
 }
 
@@ -84,18 +116,23 @@ impl<'p> Classifier<'p> {
     /// Binds the parameters of `tree`; attention computes in `dtype`.
     pub(crate) fn new(description: Description, tree: &'p Tree<'p>, dtype: DType) -> Result<Self> {
         let params = tree.subtree("params")?;
-        let epsilon = description.epsilon;
+        let features = description.features;
         let blocks = (0..description.layers)
-            .map(|layer| Block::load(&params.subtree(&format!("block_{layer}"))?, epsilon));
+            .map(|layer| Block::load(&params.subtree(&format!("block_{layer}"))?, &description));
         let mut attention = MultiHeadDotProductAttention::new(description.num_heads);
         attention.dtype = Some(dtype.scalar());
+        let position = values(&params, "position")?;
+        ensure!(
+            position.len() == description.tokens() * features,
+            "position: not [tokens, features]"
+        );
         Ok(Self {
             attention,
-            embed: Dense::load(&params, "embed")?,
-            position: values(&params, "position")?,
+            embed: Dense::load(&params, "embed", description.patch_pixels(), features)?,
+            position,
             blocks: blocks.collect::<Result<_>>()?,
-            norm: LayerNorm::load(&params, "norm", epsilon)?,
-            head: Dense::load(&params, "head")?,
+            norm: LayerNorm::load(&params, "norm", features, description.epsilon)?,
+            head: Dense::load(&params, "head", features, description.classes)?,
             description,
         })
     }
@@ -105,7 +142,7 @@ impl<'p> Classifier<'p> {
     }
 
     pub(crate) fn classes(&self) -> usize {
-        self.head.outputs()
+        self.description.classes
     }
 
     /// Classifies images, `[images, 8, 8]`.
@@ -115,12 +152,11 @@ impl<'p> Classifier<'p> {
         images: &[f32],
         sow_weights: bool,
     ) -> Result<Classified> {
-        let tokens = self.description.grid().pow(2);
-        let features = self.embed.outputs();
+        let (tokens, features) = (self.description.tokens(), self.description.features);
         let shape = [images.len() / (SIDE * SIDE), tokens, features];
         let mut attention_weights = Vec::new();
 
-        let mut x = self.embed.apply(&self.patches(images));
+        let mut x = self.embed.apply(&self.description.patches(images));
         for image in x.chunks_exact_mut(tokens * features) {
             image
                 .iter_mut()
@@ -144,41 +180,24 @@ impl<'p> Classifier<'p> {
             attention_weights,
         })
     }
-
-    /// Cuts images into patches, row by row: `[images, tokens, patch · patch]`.
-    fn patches(&self, images: &[f32]) -> Vec<f32> {
-        let (patch, grid) = (self.description.patch, self.description.grid());
-        let mut patches = Vec::with_capacity(images.len());
-        for image in images.chunks_exact(SIDE * SIDE) {
-            for token in 0..grid * grid {
-                let corner = token / grid * patch * SIDE + token % grid * patch;
-                for row in 0..patch {
-                    let pixels = &image[corner + row * SIDE..][..patch];
-                    patches.extend(
-                        pixels
-                            .iter()
-                            .map(|pixel| pixel / self.description.pixel_scale),
-                    );
-                }
-            }
-        }
-        patches
-    }
 }
 
 impl<'p> Block<'p> {
-    fn load(params: &Subtree<'p, 'p>, epsilon: f32) -> Result<Self> {
+    fn load(params: &Subtree<'p, 'p>, description: &Description) -> Result<Self> {
+        let (features, hidden) = (description.features, description.mlp_features);
+        let norm = |name| LayerNorm::load(params, name, features, description.epsilon);
         Ok(Self {
-            attention_norm: LayerNorm::load(params, "attention_norm", epsilon)?,
+            attention_norm: norm("attention_norm")?,
             attention: params.subtree("attention")?,
-            mlp_norm: LayerNorm::load(params, "mlp_norm", epsilon)?,
-            mlp_in: Dense::load(params, "mlp_in")?,
-            mlp_out: Dense::load(params, "mlp_out")?,
+            mlp_norm: norm("mlp_norm")?,
+            mlp_in: Dense::load(params, "mlp_in", features, hidden)?,
+            mlp_out: Dense::load(params, "mlp_out", hidden, features)?,
         })
     }
 }
 
-fn mean_of_tokens(x: &[f32], tokens: usize, features: usize) -> Vec<f32> {
+/// `[images, tokens, features]` to `[images, features]`.
+pub(crate) fn mean_of_tokens(x: &[f32], tokens: usize, features: usize) -> Vec<f32> {
     let mut means = Vec::with_capacity(x.len() / tokens);
     for image in x.chunks_exact(tokens * features) {
         means.extend((0..features).map(|feature| {

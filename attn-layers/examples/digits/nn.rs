@@ -10,37 +10,43 @@ pub(crate) struct Dense {
 }
 
 impl Dense {
-    pub(crate) fn load(params: &Subtree<'_, '_>, name: &str) -> Result<Self> {
+    pub(crate) fn load(
+        params: &Subtree<'_, '_>,
+        name: &str,
+        features: usize,
+        outputs: usize,
+    ) -> Result<Self> {
         let (kernel, bias) = (
             values(params, &format!("{name}/kernel"))?,
             values(params, &format!("{name}/bias"))?,
         );
         ensure!(
-            !bias.is_empty() && kernel.len() % bias.len() == 0,
-            "{name}: kernel and bias do not fit"
+            kernel.len() == features * outputs && bias.len() == outputs,
+            "{name}: not [{features}, {outputs}] and [{outputs}]"
         );
         Ok(Self { kernel, bias })
     }
 
-    pub(crate) fn outputs(&self) -> usize {
-        self.bias.len()
-    }
-
     pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let outputs = self.outputs();
-        let features = self.kernel.len() / outputs;
-        let mut y = Vec::with_capacity(x.len() / features * outputs);
-        for row in x.chunks_exact(features) {
-            let start = y.len();
-            y.extend_from_slice(&self.bias);
-            for (x, weights) in row.iter().zip(self.kernel.chunks_exact(outputs)) {
-                for (y, weight) in y[start..].iter_mut().zip(weights) {
-                    *y += x * weight;
-                }
+        dense(x, &self.kernel, &self.bias)
+    }
+}
+
+/// `x · kernel + bias` for every row; kernel `[features, outputs]`.
+pub(crate) fn dense(x: &[f32], kernel: &[f32], bias: &[f32]) -> Vec<f32> {
+    let outputs = bias.len();
+    let features = kernel.len() / outputs;
+    let mut y = Vec::with_capacity(x.len() / features * outputs);
+    for row in x.chunks_exact(features) {
+        let start = y.len();
+        y.extend_from_slice(bias);
+        for (x, weights) in row.iter().zip(kernel.chunks_exact(outputs)) {
+            for (y, weight) in y[start..].iter_mut().zip(weights) {
+                *y += x * weight;
             }
         }
-        y
     }
+    y
 }
 
 /// Layer norm of every row.
@@ -51,14 +57,19 @@ pub(crate) struct LayerNorm {
 }
 
 impl LayerNorm {
-    pub(crate) fn load(params: &Subtree<'_, '_>, name: &str, epsilon: f32) -> Result<Self> {
+    pub(crate) fn load(
+        params: &Subtree<'_, '_>,
+        name: &str,
+        features: usize,
+        epsilon: f32,
+    ) -> Result<Self> {
         let (scale, bias) = (
             values(params, &format!("{name}/scale"))?,
             values(params, &format!("{name}/bias"))?,
         );
         ensure!(
-            !scale.is_empty() && scale.len() == bias.len(),
-            "{name}: scale and bias do not fit"
+            scale.len() == features && bias.len() == features,
+            "{name}: not [{features}]"
         );
         Ok(Self {
             scale,
@@ -68,23 +79,33 @@ impl LayerNorm {
     }
 
     pub(crate) fn apply(&self, x: &[f32]) -> Vec<f32> {
-        let features = self.scale.len();
-        let mut y = Vec::with_capacity(x.len());
-        for row in x.chunks_exact(features) {
-            let mean = row.iter().sum::<f32>() / features as f32;
-            let square = row.iter().map(|x| x * x).sum::<f32>() / features as f32;
-            // Flax's fast variance: the mean of squares less the square of the mean.
-            let inverse = (square - mean * mean).max(0.0) + self.epsilon;
-            let inverse = inverse.sqrt().recip();
-            y.extend(
-                row.iter()
-                    .zip(&self.scale)
-                    .zip(&self.bias)
-                    .map(|((x, scale), bias)| (x - mean) * (inverse * scale) + bias),
-            );
-        }
-        y
+        layer_norm(x, &self.scale, &self.bias, self.epsilon)
     }
+}
+
+/// Layer norm of every row.
+pub(crate) fn layer_norm(x: &[f32], scale: &[f32], bias: &[f32], epsilon: f32) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(scale.len()) {
+        let (mean, inverse) = statistics(row, epsilon);
+        y.extend(
+            row.iter()
+                .zip(scale)
+                .zip(bias)
+                .map(|((x, scale), bias)| (x - mean) * (inverse * scale) + bias),
+        );
+    }
+    y
+}
+
+/// Mean and inverse deviation of a row.
+pub(crate) fn statistics(row: &[f32], epsilon: f32) -> (f32, f32) {
+    let features = row.len() as f32;
+    let mean = row.iter().sum::<f32>() / features;
+    let square = row.iter().map(|x| x * x).sum::<f32>() / features;
+    // Flax's fast variance: the mean of squares less the square of the mean.
+    let variance = (square - mean * mean).max(0.0);
+    (mean, (variance + epsilon).sqrt().recip())
 }
 
 /// Negative numbers become 0.

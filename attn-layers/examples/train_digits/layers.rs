@@ -1,0 +1,218 @@
+//! Gradients of the plain layers around the attention.
+
+use crate::nn::{dense, statistics};
+
+/// Gradients of `dense(x, kernel, bias)` from that of its result.
+pub(crate) struct DenseGradients {
+    pub(crate) d_x: Vec<f32>,
+    /// `[features, outputs]`.
+    pub(crate) d_kernel: Vec<f32>,
+    pub(crate) d_bias: Vec<f32>,
+}
+
+pub(crate) fn dense_backward(
+    x: &[f32],
+    kernel: &[f32],
+    d_y: &[f32],
+    outputs: usize,
+) -> DenseGradients {
+    let features = kernel.len() / outputs;
+    let mut transposed = vec![0.0; kernel.len()];
+    for (feature, row) in kernel.chunks_exact(outputs).enumerate() {
+        for (output, &weight) in row.iter().enumerate() {
+            transposed[output * features + feature] = weight;
+        }
+    }
+    let mut d_kernel = vec![0.0; kernel.len()];
+    for (x, d_y) in x.chunks_exact(features).zip(d_y.chunks_exact(outputs)) {
+        for (&x, sums) in x.iter().zip(d_kernel.chunks_exact_mut(outputs)) {
+            accumulate(sums, d_y, x);
+        }
+    }
+    DenseGradients {
+        d_x: dense(d_y, &transposed, &vec![0.0; features]),
+        d_kernel,
+        d_bias: sum_of_rows(d_y, outputs),
+    }
+}
+
+/// Gradients of `layer_norm(x, scale, bias, epsilon)` from that of its result.
+pub(crate) struct LayerNormGradients {
+    pub(crate) d_x: Vec<f32>,
+    pub(crate) d_scale: Vec<f32>,
+    pub(crate) d_bias: Vec<f32>,
+}
+
+pub(crate) fn layer_norm_backward(
+    x: &[f32],
+    scale: &[f32],
+    epsilon: f32,
+    d_y: &[f32],
+) -> LayerNormGradients {
+    let features = scale.len();
+    let mut d_x = Vec::with_capacity(x.len());
+    let mut d_scale = vec![0.0; features];
+    for (x, d_y) in x.chunks_exact(features).zip(d_y.chunks_exact(features)) {
+        let (mean, inverse) = statistics(x, epsilon);
+        let normal: Vec<_> = x.iter().map(|x| (x - mean) * inverse).collect();
+        let scaled: Vec<_> = d_y
+            .iter()
+            .zip(scale)
+            .map(|(d_y, scale)| d_y * scale)
+            .collect();
+        let along = scaled.iter().zip(&normal).map(|(d, n)| d * n).sum::<f32>() / features as f32;
+        let level = scaled.iter().sum::<f32>() / features as f32;
+        d_x.extend(
+            scaled
+                .iter()
+                .zip(&normal)
+                .map(|(d, n)| inverse * (d - level - n * along)),
+        );
+        for ((sum, d_y), normal) in d_scale.iter_mut().zip(d_y).zip(&normal) {
+            *sum += d_y * normal;
+        }
+    }
+    LayerNormGradients {
+        d_x,
+        d_scale,
+        d_bias: sum_of_rows(d_y, features),
+    }
+}
+
+/// The gradient before `relu`, of which `y` is the result.
+pub(crate) fn relu_backward(y: &[f32], mut d_y: Vec<f32>) -> Vec<f32> {
+    for (d, &y) in d_y.iter_mut().zip(y) {
+        if y <= 0.0 {
+            *d = 0.0;
+        }
+    }
+    d_y
+}
+
+/// The gradient before `mean_of_tokens`: `[images, features]` to `[images, tokens, features]`.
+pub(crate) fn mean_of_tokens_backward(d_y: &[f32], tokens: usize, features: usize) -> Vec<f32> {
+    let mut d_x = Vec::with_capacity(d_y.len() * tokens);
+    for row in d_y.chunks_exact(features) {
+        for _ in 0..tokens {
+            d_x.extend(row.iter().map(|d| d / tokens as f32));
+        }
+    }
+    d_x
+}
+
+/// The mean of `-log(softmax(logits)[label])`, and its gradient (`optax.softmax_cross_entropy_with_integer_labels`).
+pub(crate) fn cross_entropy(logits: &[f32], labels: &[usize]) -> (f32, Vec<f32>) {
+    let (count, classes) = (labels.len() as f32, logits.len() / labels.len());
+    let mut d_logits = Vec::with_capacity(logits.len());
+    let mut total = 0.0;
+    for (logits, &label) in logits.chunks_exact(classes).zip(labels) {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let exponentials = logits.iter().map(|logit| (logit - largest).exp());
+        let sum: f32 = exponentials.clone().sum();
+        total += sum.ln() - (logits[label] - largest);
+        d_logits.extend(exponentials.enumerate().map(|(class, exponential)| {
+            (exponential / sum - f32::from(u8::from(class == label))) / count
+        }));
+    }
+    (total / count, d_logits)
+}
+
+/// The sum of all rows of `width`.
+pub(crate) fn sum_of_rows(rows: &[f32], width: usize) -> Vec<f32> {
+    let mut sums = vec![0.0; width];
+    for row in rows.chunks_exact(width) {
+        accumulate(&mut sums, row, 1.0);
+    }
+    sums
+}
+
+fn accumulate(sums: &mut [f32], row: &[f32], factor: f32) {
+    for (sum, x) in sums.iter_mut().zip(row) {
+        *sum += x * factor;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::layer_norm;
+
+    /// Holds a gradient against differences: `f` is linear up to `h^2 f'''/6`, and each of its two values is off by some roundings.
+    fn check(f: impl Fn(&[f32]) -> f64, at: &[f32], gradient: &[f32]) {
+        let h = 1e-2f32;
+        for (i, &gradient) in gradient.iter().enumerate() {
+            let [high, low] = [h, -h].map(|step| {
+                let mut moved = at.to_vec();
+                moved[i] += step;
+                f(&moved)
+            });
+            let slope = (high - low) / (2.0 * f64::from(h));
+            assert!(
+                (slope - f64::from(gradient)).abs() < 2e-3,
+                "{i}: {slope} {gradient}"
+            );
+        }
+    }
+
+    fn weighted(y: &[f32], d_y: &[f32]) -> f64 {
+        y.iter()
+            .zip(d_y)
+            .map(|(y, d)| f64::from(*y) * f64::from(*d))
+            .sum()
+    }
+
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count)
+            .map(|i| ((i * 37 + seed * 11) % 23) as f32 / 11.5 - 1.0)
+            .collect()
+    }
+
+    #[test]
+    fn gradients_of_a_dense_layer_are_slopes() {
+        let (x, kernel, bias, d_y) = (numbers(6, 1), numbers(12, 2), numbers(4, 3), numbers(8, 4));
+        let got = dense_backward(&x, &kernel, &d_y, 4);
+        check(|x| weighted(&dense(x, &kernel, &bias), &d_y), &x, &got.d_x);
+        check(
+            |kernel| weighted(&dense(&x, kernel, &bias), &d_y),
+            &kernel,
+            &got.d_kernel,
+        );
+        check(
+            |bias| weighted(&dense(&x, &kernel, bias), &d_y),
+            &bias,
+            &got.d_bias,
+        );
+    }
+
+    #[test]
+    fn gradients_of_a_layer_norm_are_slopes() {
+        let (x, scale, bias, d_y) = (numbers(10, 1), numbers(5, 2), numbers(5, 3), numbers(10, 4));
+        let got = layer_norm_backward(&x, &scale, 1e-6, &d_y);
+        check(
+            |x| weighted(&layer_norm(x, &scale, &bias, 1e-6), &d_y),
+            &x,
+            &got.d_x,
+        );
+        check(
+            |scale| weighted(&layer_norm(&x, scale, &bias, 1e-6), &d_y),
+            &scale,
+            &got.d_scale,
+        );
+        check(
+            |bias| weighted(&layer_norm(&x, &scale, bias, 1e-6), &d_y),
+            &bias,
+            &got.d_bias,
+        );
+    }
+
+    #[test]
+    fn the_gradient_of_cross_entropy_is_its_slope() {
+        let (logits, labels) = (numbers(12, 5), [2, 0, 3]);
+        let (_, gradient) = cross_entropy(&logits, &labels);
+        check(
+            |logits| cross_entropy(logits, &labels).0.into(),
+            &logits,
+            &gradient,
+        );
+    }
+}
