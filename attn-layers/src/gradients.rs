@@ -7,12 +7,12 @@ use alloc::vec::Vec;
 use attn_core::Result;
 
 /// The gradients of a call of [`MultiHeadDotProductAttention`](crate::MultiHeadDotProductAttention), each of its array's shape and dtype. There
-/// is one for each input that was given.
+/// is one for each input that was given, unless it holds integers, which have none.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Gradients {
     /// Of `inputs_q`; in self-attention the sum of its uses as query, key and value.
-    pub d_inputs_q: Tensor,
+    pub d_inputs_q: Option<Tensor>,
     /// Of `inputs_k`; without `inputs_v` the sum of its uses as key and value.
     pub d_inputs_k: Option<Tensor>,
     /// Of `inputs_v`.
@@ -99,18 +99,26 @@ impl InputSums {
 
     /// The gradients, with those of the parameters.
     pub(crate) fn finish(self, call: &Call<'_>, params: ParamGradients) -> Result<Gradients> {
-        let [query, key, d_inputs_v] = self.sums;
+        let [mut query, key, d_inputs_v] = self.sums;
+        if query.is_none() {
+            // An array without a use changes nothing.
+            query = Some(Tensor::zeros(
+                call.inputs_q.scalar(),
+                call.inputs_q.shape(),
+            )?);
+        }
         let (d_inputs_k, d_inputs_kv) = match call.inputs_kv {
             Some(_) => (None, key),
             None => (key, None),
         };
-        // An array without a use changes nothing.
-        let unused = || Tensor::zeros(call.inputs_q.scalar(), call.inputs_q.shape());
+        let of_floats = |gradient: Option<Tensor>, input: Option<TensorView<'_>>| {
+            gradient.filter(|_| input.is_some_and(|input| input.scalar().float().is_some()))
+        };
         Ok(Gradients {
-            d_inputs_q: query.map_or_else(unused, Ok)?,
-            d_inputs_k,
-            d_inputs_v,
-            d_inputs_kv,
+            d_inputs_q: of_floats(query, Some(call.inputs_q)),
+            d_inputs_k: of_floats(d_inputs_k, call.inputs_k),
+            d_inputs_v: of_floats(d_inputs_v, call.inputs_v),
+            d_inputs_kv: of_floats(d_inputs_kv, call.inputs_kv),
             params,
         })
     }

@@ -145,8 +145,8 @@ impl MultiHeadDotProductAttention<'_> {
     ///
     /// # Errors
     ///
-    /// Those of [`MultiHeadDotProductAttention::apply`]; [`Error::DTypeMismatch`] for an input or parameter of integers, which has no
-    /// gradient; [`Error::Unsupported`] for a decoding step.
+    /// Those of [`MultiHeadDotProductAttention::apply`]; [`Error::DTypeMismatch`] for a parameter of integers, which has no
+    /// gradient (an input of integers merely goes without); [`Error::Unsupported`] for a decoding step.
     pub fn forward<'a, B: HostKernels>(
         &self,
         backend: &B,
@@ -170,7 +170,8 @@ impl MultiHeadDotProductAttention<'_> {
     /// let (y, residuals) = layer.forward(&cpu, &params, Call::new(x))?;
     /// let d_y = TensorView::from_slice(&[1.0f32, 1.0], &[2, 1])?;
     /// let gradients = layer.backward(&cpu, &residuals, d_y)?;
-    /// assert_eq!(gradients.d_inputs_q.to_vec_f64(), [1.0, 1.0]);
+    /// let d_x = gradients.d_inputs_q.expect("inputs_q holds floats");
+    /// assert_eq!(d_x.to_vec_f64(), [1.0, 1.0]);
     /// for (path, gradient) in gradients.params.iter() {
     ///     println!("{path}: {:?}", gradient);
     /// }

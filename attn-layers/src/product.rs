@@ -3,7 +3,7 @@
 use crate::bind::DenseParams;
 use crate::hooks::{DotGeneral, DotGeneralCls, gradients};
 use crate::layer::MultiHeadDotProductAttention;
-use crate::stage_backward::{DenseCall, DenseGradients, add, cast};
+use crate::stage_backward::{DenseCall, DenseGradients, add, cast, cast_like};
 use crate::tensor::{Tensor, TensorView};
 use alloc::{boxed::Box, vec::Vec};
 use attn_core::{DType, Dims, Error, Result};
@@ -112,7 +112,7 @@ pub(crate) fn run_backward(
         None => None,
     };
     Ok(DenseGradients {
-        input: add(earlier, cast(d_input, call.input.scalar())?)?,
+        input: add(earlier, cast_like(d_input, &call.input)?)?,
         kernel: cast(d_kernel, call.kernel.scalar())?,
         bias,
     })

@@ -41,7 +41,7 @@ pub(crate) fn project<B: HostKernels>(
         other => (None, other),
     };
     let gradients = with_dtype!(dtype, project_as(backend, call, in_place))?;
-    let input = cast(gradients.input, call.input.scalar())?;
+    let input = cast_like(gradients.input, &call.input)?;
     let bias = match (gradients.bias, &call.bias) {
         (Some(gradient), Some(bias)) => Some(cast(gradient, bias.scalar())?),
         _ => None,
@@ -192,6 +192,14 @@ pub(crate) fn cast(gradient: Tensor, scalar: ScalarType) -> Result<Tensor> {
         return Ok(gradient);
     }
     gradient.view().to_scalar(scalar)
+}
+
+/// A gradient in the dtype of its array. Integers have none: what would be theirs stays as it is, and is left out of the result.
+pub(crate) fn cast_like(gradient: Tensor, array: &TensorView<'_>) -> Result<Tensor> {
+    match array.scalar().float() {
+        Some(_) => cast(gradient, array.scalar()),
+        None => Ok(gradient),
+    }
 }
 
 /// The sum of the gradients of an array's uses.

@@ -193,7 +193,7 @@ impl World {
 /// The gradient of an array of a call.
 fn gradient_of(gradients: &Gradients, name: &str) -> Tensor {
     let given = match name {
-        "inputs_q" => Some(&gradients.d_inputs_q),
+        "inputs_q" => gradients.d_inputs_q.as_ref(),
         "inputs_k" => gradients.d_inputs_k.as_ref(),
         "inputs_v" => gradients.d_inputs_v.as_ref(),
         "inputs_kv" => gradients.d_inputs_kv.as_ref(),
@@ -905,7 +905,7 @@ fn a_fully_masked_query_has_no_gradient_but_its_values_have() {
     let mut world = World::new(&case, DType::F32);
     world.mask = Some(Tensor::zeros(ScalarType::Bool, &[1]).unwrap());
     let gradients = world.gradients(&Cpu::detect()).unwrap();
-    assert_eq!(largest(&gradients.d_inputs_q), 0.0);
+    assert_eq!(largest(gradients.d_inputs_q.as_ref().expect("floats")), 0.0);
     assert_eq!(largest(&gradients.d_inputs_k.unwrap()), 0.0);
     assert!(largest(&gradients.d_inputs_v.unwrap()) > 0.0);
 }
@@ -962,28 +962,49 @@ fn a_gradient_unlike_the_output_is_an_error() {
 }
 
 #[test]
-fn integers_have_no_gradients() {
-    for name in ["inputs_v", "key/bias"] {
-        let mut world = World::new(&example(), DType::F32);
-        let found = world.arrays.iter_mut().find(|(given, _)| *given == name);
-        let (_, array) = found.unwrap();
-        *array = array.view().to_scalar(ScalarType::I32).unwrap();
-        let params = world.params(&world.arrays);
-        world
-            .layer
-            .apply(&Cpu::detect(), &params, world.call(&world.arrays))
-            .expect("integers go forward");
-        let call = world.call(&world.arrays);
-        let error = world
-            .layer
-            .forward(&Cpu::detect(), &params, call)
-            .unwrap_err();
-        let got = ScalarType::I32;
-        assert!(
-            matches!(error, Error::DTypeMismatch { got: found, .. } if found == got),
-            "{error}"
-        );
-    }
+fn an_input_of_integers_goes_without_a_gradient_and_leaves_the_others_theirs() {
+    let mut world = World::new(&example(), DType::F32);
+    let rounded = |world: &mut World, scalar| {
+        let inputs = world.arrays.iter_mut();
+        let (_, array) = inputs
+            .into_iter()
+            .find(|(name, _)| *name == "inputs_v")
+            .unwrap();
+        *array = array.view().to_scalar(scalar).unwrap();
+    };
+    rounded(&mut world, ScalarType::I32);
+    let integers = world.gradients(&plain()).unwrap();
+    rounded(&mut world, ScalarType::F32);
+    let floats = world.gradients(&plain()).unwrap();
+    assert!(integers.d_inputs_v.is_none() && floats.d_inputs_v.is_some());
+    assert_eq!(integers.d_inputs_q, floats.d_inputs_q);
+    assert_eq!(integers.params, floats.params);
+}
+
+#[test]
+fn parameters_of_integers_have_no_gradients() {
+    let mut world = World::new(&example(), DType::F32);
+    let found = world
+        .arrays
+        .iter_mut()
+        .find(|(given, _)| *given == "key/bias");
+    let (_, array) = found.unwrap();
+    *array = array.view().to_scalar(ScalarType::I32).unwrap();
+    let params = world.params(&world.arrays);
+    world
+        .layer
+        .apply(&Cpu::detect(), &params, world.call(&world.arrays))
+        .expect("integers go forward");
+    let call = world.call(&world.arrays);
+    let error = world
+        .layer
+        .forward(&Cpu::detect(), &params, call)
+        .unwrap_err();
+    let got = ScalarType::I32;
+    assert!(
+        matches!(error, Error::DTypeMismatch { got: found, .. } if found == got),
+        "{error}"
+    );
 }
 
 #[test]

@@ -20,7 +20,7 @@ pub(crate) fn of_layer(
     let (output, residuals) = layer.forward(cpu, params, call)?;
     let gradients = layer.backward(cpu, &residuals, d_out)?;
     let inputs = [
-        ("d_inputs_q", Some(gradients.d_inputs_q)),
+        ("d_inputs_q", gradients.d_inputs_q),
         ("d_inputs_k", gradients.d_inputs_k),
         ("d_inputs_v", gradients.d_inputs_v),
         ("d_inputs_kv", gradients.d_inputs_kv),
