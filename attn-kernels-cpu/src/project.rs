@@ -5,7 +5,8 @@ use crate::dense::{self, Dense, Matrix};
 use crate::element::Stored;
 use crate::shared::Shared;
 use attn_core::{
-    Error, Host, HostView, HostViewMut, Layout, Projection, ProjectionBackward, Result, RowOrder,
+    Element, Error, Host, HostView, HostViewMut, Layout, Projection, ProjectionBackward, Result,
+    RowOrder,
 };
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, rows: usize, features: usize) -> usize {
@@ -106,7 +107,8 @@ pub(crate) fn project_backward<T: Stored>(
     Ok(())
 }
 
-/// The sum of the rows, each column one chain. (Reading them once is all it costs: one thread does it.)
+/// The sum of the rows, each column one chain in `f64`: there may be very many. (Reading them once is all it costs: one thread
+/// does it.)
 fn sum_of_rows<T: Stored>(from: &HostView<'_, T>, rows: usize, mut to: HostViewMut<'_, T>) {
     const CHUNK: usize = 64;
     let layout = *to.layout();
@@ -114,17 +116,17 @@ fn sum_of_rows<T: Stored>(from: &HostView<'_, T>, rows: usize, mut to: HostViewM
     let axes = from.shape().rank() - 1;
     for first in (0..columns).step_by(CHUNK) {
         let count = CHUNK.min(columns - first);
-        let mut sums = [T::Acc::default(); CHUNK];
+        let mut sums = [0.0; CHUNK];
         let mut wide = [T::Acc::default(); CHUNK];
         for row in 0..rows {
             let start = from.layout().base(axes, row) + first;
             T::widen(&from.buf()[start..start + count], &mut wide[..count]);
             for (sum, wide) in sums.iter_mut().zip(wide) {
-                *sum += wide;
+                *sum += wide.to_f64();
             }
         }
         for (column, sum) in (first..).zip(&sums[..count]) {
-            to.buf_mut()[layout.at(&[column])] = T::from_acc(*sum);
+            to.buf_mut()[layout.at(&[column])] = T::from_f64(*sum);
         }
     }
 }
