@@ -1,7 +1,8 @@
 //! A program that links without the standard library, without an allocator and without a C library, and runs an
 //! attention layer. `cargo xtask no-std` builds and runs it.
 //!
-//! It ends with 0, or with the number of the dtype that went wrong: 1 `f32`, 2 `f64`, 3 `f16`, 4 `bf16`; 101 is a panic.
+//! It ends with 0, or with the number of the dtype that went wrong: 1 `f32`, 2 `f64`, 3 `f16`, 4 `bf16`; 5 means that initial parameters have other bits
+//! than Flax's; 101 is a panic.
 #![no_std]
 #![no_main]
 
@@ -9,6 +10,8 @@ mod memory;
 mod system;
 
 use attn_layers::core::{Element, Kernels};
+use attn_layers::init::{Init, Param};
+use attn_layers::random::{DefaultWidth, Key, Rngs};
 use attn_layers::{
     Cpu, DType, Dense, Dims, Error, HostView, HostViewMut, Inputs, MultiHeadDotProductAttentionOf,
     Params, Scratch, bf16, f16,
@@ -23,9 +26,23 @@ fn run() -> i32 {
         weighs_values::<f64>(),
         weighs_values::<f16>(),
         weighs_values::<bf16>(),
+        starts_as_flax(),
     ];
     let failed = checks.iter().position(|check| !matches!(check, Ok(true)));
     failed.map_or(0, |index| index as i32 + 1)
+}
+
+/// The first weights of query's kernel for key(42), 2 heads, `qkv_features` 6 and inputs `[1, 4, 8]`.
+fn starts_as_flax() -> Result<bool, Error> {
+    let mut layer = MultiHeadDotProductAttentionOf::<f32>::new(2);
+    layer.qkv_features = Some(6);
+    let shape = Dims::new(&[1, 4, 8])?;
+    let sizes = layer.plan(&shape, &shape, &shape)?.param_sizes();
+    let rngs = Rngs::params(Key::new(42, DefaultWidth::Bits32));
+    let mut kernel = [0.0; 48];
+    Init::default().fill(Param::QueryKernel, &sizes, &rngs, &mut kernel)?;
+    let first = [kernel[0], kernel[1], kernel[2], kernel[3]].map(f32::to_bits);
+    Ok(first == [0x3f11_6399, 0x3eff_22dc, 0xbecb_2777, 0xbe5d_722c])
 }
 
 /// One query 1 over keys 0 and ln 3 weighs the values 0 and 4 by 1/4 and 3/4, so the output is 3.

@@ -34,9 +34,10 @@ pub(crate) fn svg(curves: &[Curve<'_>]) -> String {
     const HEIGHT: f32 = 270.0;
     let (low, epochs) = (bottom(curves), longest(curves).max(2));
     let x = |epoch: usize| LEFT + WIDTH * epoch as f32 / (epochs - 1) as f32;
-    let y = |accuracy: f32| TOP + HEIGHT * (1.0 - (accuracy.max(low) - low) / (1.0 - low));
+    let y = |accuracy: f32| TOP + HEIGHT * (1.0 - (accuracy - low) / (1.0 - low));
     let mut svg = String::from(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 640 360\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <clipPath id=\"area\"><rect x=\"60\" y=\"40\" width=\"560\" height=\"270\"/></clipPath>\n\
          <rect width=\"640\" height=\"360\" fill=\"white\"/>\n<text x=\"60\" y=\"24\" font-size=\"15\">Test accuracy after each epoch</text>\n",
     );
     // Writing to a `String` cannot fail.
@@ -67,7 +68,7 @@ pub(crate) fn svg(curves: &[Curve<'_>]) -> String {
             .collect();
         let _ = writeln!(
             svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>",
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" clip-path=\"url(#area)\"/>",
             points.join(" ")
         );
     }
@@ -104,7 +105,10 @@ pub(crate) fn terminal(curves: &[Curve<'_>], colour: bool) -> String {
     for (i, curve) in curves.iter().enumerate().rev() {
         for (epoch, &accuracy) in curve.values.iter().enumerate() {
             let column = epoch * (COLUMNS - 1) / (epochs - 1).max(1);
-            let height = (accuracy.max(low) - low) / (1.0 - low) * (ROWS - 1) as f32;
+            if accuracy < low {
+                continue;
+            }
+            let height = (accuracy - low) / (1.0 - low) * (ROWS - 1) as f32;
             let row = ROWS - 1 - (height.round() as usize).min(ROWS - 1);
             cells[row][column] = Some(i);
         }
