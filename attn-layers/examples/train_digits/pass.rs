@@ -10,7 +10,7 @@ use crate::nn::{add, dense, layer_norm, relu};
 use crate::parameters::Parameters;
 use anyhow::{Context, Result};
 use attn_layers::random::{Key, Rngs};
-use attn_layers::tensor::TensorView;
+use attn_layers::tensor::{Tensor, TensorView};
 use attn_layers::{Call, Cpu, MultiHeadDotProductAttention};
 
 /// What a pass needs besides images.
@@ -101,7 +101,8 @@ impl<'a> Descent<'a> {
                 gradient.as_slice().context("float32")?,
             )?;
         }
-        let d_y = gradients.d_inputs_q.as_slice().context("float32")?;
+        let d_y = gradients.d_inputs_q.as_ref().and_then(Tensor::as_slice);
+        let d_y = d_y.context("float32")?;
         let d_x = self.norm_backward(&norm, x, d_y)?;
         Ok((loss, add(d_after, &d_x)))
     }
