@@ -98,6 +98,7 @@ pub(crate) fn scoring<'a, T: Stored>(
             .transpose()?,
         visible: Visibility::new(&request.visible, shape, &weights)?,
         fully_masked: request.visible.fully_masked,
+        hidden_count: (request.dropout).is_some_and(|dropout| dropout.multiplier().is_nan()),
     };
     Ok((scoring, Heads::new(value)))
 }

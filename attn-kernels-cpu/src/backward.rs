@@ -3,7 +3,7 @@
 //! ```text
 //! dk = 0, dv = 0
 //! for each tile of queries:
-//!     delta = Σ do · o,  dq = 0     or Σ p · dp, where one tile has all keys
+//!     delta = Σ do · o,  dq = 0     or Σ p · dp, where one tile has all keys that are seen
 //!     for each tile of keys:
 //!         p  = e^(score - m) / l        as in the forward pass
 //!         dp = v · doᵀ · keep           keep: dropout's factors, made again
@@ -16,7 +16,7 @@
 
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
-use crate::heads::{Heads, add_to_row, row_start, write_narrowed};
+use crate::heads::{Heads, row_start, write_narrowed};
 use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::{Columns, OverQueries, Products};
 use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
@@ -72,6 +72,8 @@ pub(crate) struct Tiles<'a, A> {
     delta: &'a mut [A],
     ones: &'a mut [A],
     rows: [&'a mut [A]; 2],
+    /// Whether the queries look at one tile of keys only.
+    alone: bool,
     /// Gradients of all keys of the head, `[panel][key][width]`.
     dk: &'a mut [A],
     /// Gradients of all values of the head, `[panel][key][width]`.
@@ -173,6 +175,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
             delta,
             ones,
             rows: [row, other],
+            alone: false,
             dk,
             dv,
         };
@@ -223,6 +226,7 @@ impl<T: Stored> Call<'_, T> {
     /// Queries and gradients of the output, as rows and transposed; statistics; `delta`.
     #[inline(always)]
     fn load<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
+        tiles.alone = self.scoring.tiles(job).take(2).count() == 1;
         let [row, other] = &mut tiles.rows;
         self.scoring.load_queries(simd, job, tiles.q, row);
         let shape = &self.scoring.shape;
@@ -308,7 +312,7 @@ impl<T: Stored> Call<'_, T> {
                 &*keep
             });
             let delta = &mut tiles.delta[lanes];
-            if scoring.shape.key_length <= KEYS {
+            if tiles.alone {
                 weighted_sum(simd, p, ds, keep, delta);
             }
             through_softmax(simd, p, ds, keep, delta);
@@ -371,6 +375,7 @@ impl<T: Stored> Call<'_, T> {
     }
 
     #[inline(always)]
+    #[expect(unsafe_code, reason = "each job writes rows of its own")]
     fn write_d_query<S: Simd>(&self, _: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
         let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.depth);
         let (d_query, layout) = &self.d_query;
@@ -383,7 +388,9 @@ impl<T: Stored> Call<'_, T> {
             for (to, from) in row.iter_mut().zip(dq.chunks_exact(width)) {
                 *to = from[lane] * self.scoring.scale;
             }
-            write_narrowed(d_query, first + query * stride, column_stride, row);
+            // SAFETY: `Jobs` gives each head once, a job writes only rows of its own head, and `ViewMut` guarantees that no two
+            // elements share an index.
+            unsafe { write_narrowed(d_query, first + query * stride, column_stride, row) };
         }
     }
 }
@@ -391,10 +398,9 @@ impl<T: Stored> Call<'_, T> {
 /// The gradient of the bias. It may be shared by heads, batch entries, queries or keys, so its jobs are cut by its own
 /// elements, and each adds what all that share them give, in order.
 impl<T: Stored> Call<'_, T> {
-    /// How many jobs there are: some of them are empty.
+    /// How many jobs there are.
     pub(crate) fn bias_jobs(&self) -> usize {
-        let shape = &self.scoring.shape;
-        shape.batch * shape.num_heads * self.bias_units()
+        self.bias_matrices(true) * self.bias_units()
     }
 
     /// Parts of a matrix whose elements are different ones.
@@ -415,10 +421,36 @@ impl<T: Stored> Call<'_, T> {
         strides.unwrap_or_default()
     }
 
-    fn bias_base(&self, matrix: usize) -> usize {
-        (self.d_bias.as_ref()).map_or(0, |(_, layout)| {
-            layout.base(layout.shape().rank() - 2, matrix)
+    /// The axes of batch and heads along which the bias has elements of its own (`own`) or is repeated: length, and matrices
+    /// from one index to the next.
+    fn bias_axes(&self, own: bool) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let layout = self.d_bias.as_ref().map(|(_, layout)| layout);
+        layout.into_iter().flat_map(move |layout| {
+            let axes = layout.shape().rank() - 2;
+            let mut step = 1;
+            let all = (0..axes).rev().map(move |axis| {
+                let length = layout.shape()[axis];
+                let this = step;
+                step *= length;
+                ((layout.strides()[axis] != 0) == own, length, this)
+            });
+            all.filter_map(|(wanted, length, step)| wanted.then_some((length, step)))
         })
+    }
+
+    /// How many matrices have elements of their own, or how many share those of one.
+    fn bias_matrices(&self, own: bool) -> usize {
+        self.bias_axes(own).map(|(length, _)| length).product()
+    }
+
+    /// The `number`-th of [`Call::bias_matrices`].
+    fn bias_matrix(&self, own: bool, mut number: usize) -> usize {
+        let digits = self.bias_axes(own).map(|(length, step)| {
+            let digit = number % length;
+            number /= length;
+            digit * step
+        });
+        digits.sum()
     }
 
     /// One of [`Call::bias_jobs`]. The gradient holds zeros before the first.
@@ -431,14 +463,10 @@ impl<T: Stored> Call<'_, T> {
         copy: &mut [T::Acc],
     ) {
         let (units, shape) = (self.bias_units(), &self.scoring.shape);
-        let (matrix, unit) = (number / units, number % units);
-        let base = self.bias_base(matrix);
-        if (0..matrix).any(|other| self.bias_base(other) == base) {
-            return;
-        }
+        let (owner, unit) = (self.bias_matrix(true, number / units), number % units);
         let by_key = self.bias_strides()[1] != 0;
-        let sharing = matrix..shape.batch * shape.num_heads;
-        for matrix in sharing.filter(|&other| self.bias_base(other) == base) {
+        for sharer in 0..self.bias_matrices(false) {
+            let matrix = owner + self.bias_matrix(false, sharer);
             let of_queries = tiles_of_queries(shape.query_length).enumerate();
             for (_, queries) in of_queries.filter(|(n, _)| units == 1 || by_key || *n == unit) {
                 let job = self.job(matrix, queries);
@@ -447,24 +475,19 @@ impl<T: Stored> Call<'_, T> {
                 for (_, keys) in of_keys.filter(|(n, _)| units == 1 || !by_key || *n == unit) {
                     let k = self.scoring.keys(&job, keys.clone(), copy);
                     self.score_gradients(simd, &job, keys.clone(), k, tiles);
-                    self.add_to_bias(width::<S, T::Acc>(), &job, base, keys, tiles);
+                    self.add_to_bias(width::<S, T::Acc>(), &job, keys, tiles);
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn add_to_bias(
-        &self,
-        width: usize,
-        job: &Job,
-        base: usize,
-        keys: Range<usize>,
-        tiles: &Tiles<'_, T::Acc>,
-    ) {
-        let Some((d_bias, _)) = &self.d_bias else {
+    #[expect(unsafe_code, reason = "each job adds to elements of its own")]
+    fn add_to_bias(&self, width: usize, job: &Job, keys: Range<usize>, tiles: &Tiles<'_, T::Acc>) {
+        let Some((d_bias, layout)) = &self.d_bias else {
             return;
         };
+        let base = layout.base(layout.shape().rank() - 2, self.scoring.matrix(job));
         let [query_stride, key_stride] = self.bias_strides();
         for (i, query) in job.queries.clone().enumerate() {
             let row: [T::Acc; KEYS] = core::array::from_fn(|n| {
@@ -472,7 +495,8 @@ impl<T: Stored> Call<'_, T> {
                 tiles.ds[lane_index(width, i, n)]
             });
             let start = base + query * query_stride + keys.start * key_stride;
-            add_to_row(d_bias, start, key_stride, &row[..keys.len()]);
+            // SAFETY: `Jobs` gives each job once, jobs are cut by the elements of the bias, and a job reaches only its own.
+            unsafe { d_bias.add(start, key_stride, &row[..keys.len()]) };
         }
     }
 }
@@ -540,6 +564,7 @@ fn tiles_of_queries(query_length: usize) -> impl Iterator<Item = Range<usize>> {
 
 /// Rounds the rows of a head, `[panel][key][width]`, and writes them. `row` is room for one.
 #[inline(always)]
+#[expect(unsafe_code, reason = "each job writes rows of its own")]
 fn write_panels<T: Stored>(
     (to, layout): &Output<'_, T>,
     job: &Job,
@@ -555,7 +580,9 @@ fn write_panels<T: Stored>(
             let from = &panels[(panel * keys + key) * width..];
             row.copy_from_slice(&from[..row.len()]);
         }
-        write_narrowed(to, first + key * row_stride, column_stride, row);
+        // SAFETY: `Jobs` gives each head once, a job writes only rows of its own head, and `ViewMut` guarantees that no two
+        // elements share an index.
+        unsafe { write_narrowed(to, first + key * row_stride, column_stride, row) };
     }
 }
 

@@ -17,7 +17,7 @@
 
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
-use crate::heads::{Heads, row_start, write_narrowed, write_row};
+use crate::heads::{Heads, row_start, write_narrowed};
 use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::Columns;
 use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
@@ -188,6 +188,7 @@ impl<T: Stored> Call<'_, T> {
     }
 
     #[inline(always)]
+    #[expect(unsafe_code, reason = "each job writes rows of its own")]
     fn write_output<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
         let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.value_depth);
         let (first, stride) = row_start(&self.out_layout, job.batch, job.head);
@@ -200,17 +201,22 @@ impl<T: Stored> Call<'_, T> {
                     *to = from[lane];
                 }
                 let query = job.queries.start + strip * width + lane;
-                write_narrowed(
-                    &self.out,
-                    first + query * stride,
-                    column_stride,
-                    &tiles.row[..depth],
-                );
+                // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
+                // `ViewMut` guarantees that no two elements share an index.
+                unsafe {
+                    write_narrowed(
+                        &self.out,
+                        first + query * stride,
+                        column_stride,
+                        &tiles.row[..depth],
+                    );
+                }
             }
         }
     }
 
     /// The largest score and the sum of each row.
+    #[expect(unsafe_code, reason = "each job writes rows of its own")]
     fn write_statistics(&self, job: &Job, tiles: &Tiles<'_, T::Acc>) {
         let Some((statistics, layout)) = &self.statistics else {
             return;
@@ -220,12 +226,15 @@ impl<T: Stored> Call<'_, T> {
         let stride = layout.strides()[axes];
         for (i, query) in job.queries.clone().enumerate() {
             let start = layout.base(axes, first + query);
-            write_row(statistics, start, stride, &[tiles.m[i], tiles.l[i]]);
+            // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
+            // `ViewMut` guarantees that no two elements share an index.
+            unsafe { statistics.write(start, stride, &[tiles.m[i], tiles.l[i]]) };
         }
     }
 
     /// A second pass over the keys with the final `m` and `l`.
     #[inline(always)]
+    #[expect(unsafe_code, reason = "each job writes rows of its own")]
     fn write_weights<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
         let Some((weights, layout)) = &self.weights else {
             return;
@@ -252,7 +261,9 @@ impl<T: Stored> Call<'_, T> {
                     }
                 });
                 let start = matrix + query * strides[rank - 2] + keys.start * strides[rank - 1];
-                write_row(weights, start, strides[rank - 1], &row[..keys.len()]);
+                // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
+                // `ViewMut` guarantees that no two elements share an index.
+                unsafe { weights.write(start, strides[rank - 1], &row[..keys.len()]) };
             }
         }
     }

@@ -82,8 +82,13 @@ pub(crate) fn row_start(layout: &Layout, batch: usize, head: usize) -> (usize, u
 }
 
 /// Rounds a row and writes it.
+///
+/// # Safety
+///
+/// As [`Shared::write`].
 #[inline(always)]
-pub(crate) fn write_narrowed<T: Stored>(
+#[expect(unsafe_code, reason = "passes the contract of `Shared` on")]
+pub(crate) unsafe fn write_narrowed<T: Stored>(
     out: &Shared<'_, T>,
     start: usize,
     stride: usize,
@@ -93,43 +98,7 @@ pub(crate) fn write_narrowed<T: Stored>(
     let mut narrow = [T::default(); CHUNK];
     for (n, row) in row.chunks(CHUNK).enumerate() {
         T::narrow(row, &mut narrow[..row.len()]);
-        write_row(
-            out,
-            start + n * CHUNK * stride,
-            stride,
-            &narrow[..row.len()],
-        );
-    }
-}
-
-#[inline(always)]
-#[expect(unsafe_code, reason = "each job writes rows of its own")]
-pub(crate) fn write_row<T: attn_core::Scalar>(
-    out: &Shared<'_, T>,
-    start: usize,
-    stride: usize,
-    row: &[T],
-) {
-    // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
-    // `ViewMut` guarantees that no two elements share an index.
-    unsafe { out.write(start, stride, row) };
-}
-
-/// Adds a row to what is there, element after element: with a stride of 0 all go to the same one.
-#[inline(always)]
-#[expect(unsafe_code, reason = "each job adds to elements of its own")]
-pub(crate) fn add_to_row<A: crate::simd::Lane>(
-    to: &Shared<'_, A>,
-    start: usize,
-    stride: usize,
-    row: &[A],
-) {
-    let Some(last) = row.len().checked_sub(1) else {
-        return;
-    };
-    // SAFETY: the jobs of a gradient that is shared are cut by its elements, so no other job reaches these while the slice lives.
-    let to = unsafe { to.slice(start..start + last * stride + 1) };
-    for (n, &value) in row.iter().enumerate() {
-        to[n * stride] += value;
+        // SAFETY: these are elements of the row that the caller vouches for.
+        unsafe { out.write(start + n * CHUNK * stride, stride, &narrow[..row.len()]) };
     }
 }

@@ -36,17 +36,20 @@ pub(crate) struct Scoring<'a, T: Stored> {
     pub(crate) bias: Option<HostView<'a, T::Acc>>,
     pub(crate) visible: Visibility<'a>,
     pub(crate) fully_masked: FullyMasked,
+    /// Whether hidden keys count too: dropout of rate 1 makes NaN of their weights, 0, as well.
+    pub(crate) hidden_count: bool,
 }
 
 impl<T: Stored> Scoring<'_, T> {
     /// The tiles of keys that a job looks at. Tiles that none of its queries sees are passed over, unless what a query gets
     /// depends on them all the same: it sees no key, or its scores may all be -inf.
     pub(crate) fn tiles<'j>(&'j self, job: &'j Job) -> impl Iterator<Item = Range<usize>> + 'j {
-        let every_tile = self.fully_masked == FullyMasked::MeanOfValues
-            && (self.bias.is_some()
-                || self
-                    .visible
-                    .any_blind(self.matrix(job), job.queries.clone()));
+        let every_tile = self.hidden_count
+            || self.fully_masked == FullyMasked::MeanOfValues
+                && (self.bias.is_some()
+                    || self
+                        .visible
+                        .any_blind(self.matrix(job), job.queries.clone()));
         tiles_of_keys(self.shape.key_length)
             .filter(move |keys| every_tile || self.seen(job, keys.clone()) != Seen::Nothing)
     }

@@ -18,7 +18,7 @@ pub(crate) struct Shared<'a, T> {
     borrow: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: the only accesses are `write` and `slice`, whose contracts forbid two threads to touch one element; `T: Send` lets another
+// SAFETY: the only accesses are `write`, `add` and `slice`, whose contracts forbid two threads to touch one element; `T: Send` lets another
 // thread write values of it.
 unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
@@ -60,6 +60,37 @@ impl<'a, T: Scalar> Shared<'a, T> {
             let to = unsafe { self.start.add(first + i * stride) };
             // SAFETY: `to` points into the exclusively borrowed buffer, and by this function's contract no other thread writes it.
             unsafe { to.write(value) };
+        }
+    }
+
+    /// Adds `values` to the elements `first, first + stride, …`, one after the other: with a stride of 0 all to the same.
+    ///
+    /// # Panics
+    ///
+    /// If an element lies outside the buffer.
+    ///
+    /// # Safety
+    ///
+    /// While `self` lives, no other thread may reach the same elements at the same time.
+    #[inline(always)]
+    pub(crate) unsafe fn add(&self, first: usize, stride: usize, values: &[T])
+    where
+        T: core::ops::AddAssign,
+    {
+        let Some(last) = values.len().checked_sub(1) else {
+            return;
+        };
+        assert!(
+            first
+                .checked_add(last * stride)
+                .is_some_and(|end| end < self.len),
+            "sum outside the output"
+        );
+        for (i, &value) in values.iter().enumerate() {
+            // SAFETY: the index is at most `end`, which was checked above, so the pointer stays inside the buffer.
+            let to = unsafe { self.start.add(first + i * stride) };
+            // SAFETY: `to` points into the exclusively borrowed buffer, and by this function's contract no other thread reaches it.
+            unsafe { *to += value };
         }
     }
 

@@ -54,8 +54,7 @@ impl Threads {
         1
     }
 
-    /// Runs `worker` on as many threads as are worth it, each with its own `each` elements of `scratch`, which has at least
-    /// `count() * each`.
+    /// Runs `worker` on as many threads as are worth it and as `scratch` serves, each with its own `each` elements of it.
     pub(crate) fn run<A: Send>(
         &self,
         jobs: usize,
@@ -65,11 +64,13 @@ impl Threads {
     ) {
         let jobs = Jobs::new(jobs);
         #[cfg(feature = "rayon")]
+        let workers = (self.count().min(jobs.count))
+            .min(scratch.len().checked_div(each).unwrap_or(usize::MAX));
+        #[cfg(feature = "rayon")]
         if let Some(pool) = &self.pool
-            && self.count().min(jobs.count) > 1
+            && workers > 1
         {
             let (jobs, worker) = (&jobs, &worker);
-            let workers = self.count().min(jobs.count);
             pool.scope(|scope| {
                 let mut rest = scratch;
                 for _ in 0..workers {

@@ -76,11 +76,15 @@ where
 }
 
 /// The gradients of query, key, value and of a bias that every two heads of a batch entry share.
-fn attend_backward<T: Element>(cpu: &Cpu, bias_shape: &[usize]) -> (Vec<T>, Vec<T::Acc>)
+fn attend_backward<T: Element>(
+    cpu: &Cpu,
+    [batch, heads]: [usize; 2],
+    bias_shape: &[usize],
+) -> (Vec<T>, Vec<T::Acc>)
 where
     Cpu: Kernels<T, Storage = Host, Error = Error>,
 {
-    let (shape, rows) = ([2, 150, 3, 20], [2, 3, 150, 2]);
+    let (shape, rows) = ([batch, 150, heads, 20], [batch, heads, 150, 2]);
     let count = shape.iter().product();
     let [q, k, v, d_out] = [1, 2, 3, 7].map(|seed| numbers::<T>(count, seed));
     let bias = numbers::<T::Acc>(bias_shape.iter().product(), 8);
@@ -170,12 +174,18 @@ where
                 "{isa} {threads} threads"
             );
         }
-        for bias in [&[2, 1, 150, 150][..], &[3, 1, 150], &[150, 1], &[1]] {
+        let of_six: [&[usize]; 4] = [&[2, 1, 150, 150], &[3, 1, 150], &[150, 1], &[1]];
+        let of_one: [&[usize]; 2] = [&[150, 150], &[1]];
+        let six = of_six.map(|bias| ([2, 3], bias));
+        for (sizes, bias) in six.into_iter().chain(of_one.map(|bias| ([1, 1], bias))) {
             let (left, right) = (
-                attend_backward::<T>(&one, bias),
-                attend_backward::<T>(&many, bias),
+                attend_backward::<T>(&one, sizes, bias),
+                attend_backward::<T>(&many, sizes, bias),
             );
-            assert_eq!(left, right, "{isa} {threads} threads, bias {bias:?}");
+            assert_eq!(
+                left, right,
+                "{isa} {threads} threads, {sizes:?}, bias {bias:?}"
+            );
         }
         for rows in [1, 50, 600] {
             let (left, right) = (

@@ -15,6 +15,8 @@ const FENCED: &[(&str, &str)] = &[
     ),
     ("attn-kernels-cpu/src/shared.rs", "threads share one output"),
     ("attn-kernels-cpu/src/heads.rs", "calls into shared.rs"),
+    ("attn-kernels-cpu/src/flash.rs", "calls into shared.rs"),
+    ("attn-kernels-cpu/src/backward.rs", "calls into shared.rs"),
     (
         "attn-layers/src/io/file.rs",
         "a mapped file must not change",
