@@ -74,7 +74,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         out: ViewMut<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        params.check(plan, self.use_bias, self.normalize_qk)?;
+        let params = &params.check(plan, self.use_bias, self.normalize_qk)?;
         let max_length = check_cache(plan, cache)?;
         inputs.check(plan, max_length)?;
         refuse_unsupported(inputs)?;

@@ -2,7 +2,7 @@
 
 use crate::inputs::same;
 use crate::plan::Plan;
-use attn_core::{Element, Result, Storage, ViewMut};
+use attn_core::{Dims, Element, Error, Result, Storage, ViewMut};
 
 /// Where the gradients of the inputs go, by which of them are the same array.
 #[expect(
@@ -36,16 +36,17 @@ pub enum InputGradients<'g, S: Storage, T: Element> {
     },
 }
 
-/// Where the gradients of a dense layer's parameters go; `None` where one is not wanted.
+/// Where the gradients of a dense layer's parameters go; `None` where one is not wanted, and where the layer has no such parameter.
 #[derive(Debug)]
 pub struct DenseGradientBuffers<'g, S: Storage, T: Element> {
     /// Of the kernel's shape: `[features, heads, head_dim]` for query, key and value; `[heads, head_dim, features]` for out.
     pub kernel: Option<ViewMut<'g, S, T>>,
-    /// Of the bias's shape: `[heads, head_dim]`; `[features]` for out.
+    /// Of the bias's shape: `[heads, head_dim]`; `[features]` for out. `None` with `use_bias: false`.
     pub bias: Option<ViewMut<'g, S, T>>,
 }
 
-/// Where the gradients of a call go. All of them are overwritten.
+/// Where the gradients of a call go. All of them are overwritten: one for a parameter that the layer has not is an error
+/// ([`Error::Together`](crate::Error::Together)), before anything is written.
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
 #[derive(Debug)]
 pub struct GradientBuffers<'g, S: Storage, T: Element> {
@@ -121,30 +122,55 @@ impl<S: Storage, T: Element> InputGradients<'_, S, T> {
 }
 
 impl<S: Storage, T: Element> DenseGradientBuffers<'_, S, T> {
-    fn check(&self, kernel: &[usize], bias: &[usize]) -> Result<()> {
+    /// `name` is that of the bias's gradient.
+    fn check(
+        &self,
+        name: &'static str,
+        kernel: &[usize],
+        bias: &[usize],
+        use_bias: bool,
+    ) -> Result<()> {
         if let Some(view) = &self.kernel {
-            same("d_kernel", view.shape(), attn_core::Dims::new(kernel)?)?;
+            same("d_kernel", view.shape(), Dims::new(kernel)?)?;
         }
         match &self.bias {
-            Some(view) => same("d_bias", view.shape(), attn_core::Dims::new(bias)?),
+            Some(_) if !use_bias => Err(Error::Together {
+                left: name,
+                right: "use_bias",
+            }),
+            Some(view) => same("d_bias", view.shape(), Dims::new(bias)?),
             None => Ok(()),
         }
     }
 }
 
 impl<S: Storage, T: Element> GradientBuffers<'_, S, T> {
-    /// Whether every array has the plan's shape.
-    pub(crate) fn check(&mut self, plan: &Plan) -> Result<()> {
+    /// Whether every array has the plan's shape, and belongs to a parameter that the layer has.
+    pub(crate) fn check(&mut self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<()> {
         self.inputs.check(plan)?;
         let heads = [plan.num_heads, plan.head_dim];
-        let inputs = [&self.query, &self.key, &self.value];
-        for (dense, features) in inputs.into_iter().zip(plan.features) {
-            dense.check(&[features, heads[0], heads[1]], &heads)?;
+        let inputs = [
+            ("query.bias", &self.query),
+            ("key.bias", &self.key),
+            ("value.bias", &self.value),
+        ];
+        for ((name, dense), features) in inputs.into_iter().zip(plan.features) {
+            dense.check(name, &[features, heads[0], heads[1]], &heads, use_bias)?;
         }
-        for scale in [&self.query_ln, &self.key_ln].into_iter().flatten() {
-            same("d_scale", scale.shape(), attn_core::Dims::new(&heads[1..])?)?;
+        for (name, scale) in [("query_ln", &self.query_ln), ("key_ln", &self.key_ln)] {
+            match scale {
+                Some(_) if !normalize_qk => {
+                    return Err(Error::Together {
+                        left: name,
+                        right: "normalize_qk",
+                    });
+                }
+                Some(scale) => same("d_scale", scale.shape(), Dims::new(&heads[1..])?)?,
+                None => {}
+            }
         }
         let features = plan.out_features;
-        self.out.check(&[heads[0], heads[1], features], &[features])
+        let kernel = [heads[0], heads[1], features];
+        self.out.check("out.bias", &kernel, &[features], use_bias)
     }
 }

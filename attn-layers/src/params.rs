@@ -9,7 +9,7 @@ use attn_core::{Dims, Element, Error, Result, Storage, View};
 pub struct Dense<'p, S: Storage, T: Element> {
     /// `[features, heads, head_dim]` for query, key and value; `[heads, head_dim, features]` for out.
     pub kernel: View<'p, S, T>,
-    /// `[heads, head_dim]`; `[features]` for out. `None` with `use_bias=False`.
+    /// `[heads, head_dim]`; `[features]` for out. Not looked at with `use_bias: false`.
     pub bias: Option<View<'p, S, T>>,
 }
 
@@ -25,9 +25,9 @@ pub struct Params<'p, S: Storage, T: Element> {
     pub value: Dense<'p, S, T>,
     /// `out`.
     pub out: Dense<'p, S, T>,
-    /// `query_ln/scale`, `[head_dim]`, with `normalize_qk`.
+    /// `query_ln/scale`, `[head_dim]`, with `normalize_qk`; else not looked at.
     pub query_ln: Option<View<'p, S, T::Acc>>,
-    /// `key_ln/scale`, `[head_dim]`, with `normalize_qk`.
+    /// `key_ln/scale`, `[head_dim]`, with `normalize_qk`; else not looked at.
     pub key_ln: Option<View<'p, S, T::Acc>>,
 }
 
@@ -63,10 +63,30 @@ impl<S: Storage, T: Element> Dense<'_, S, T> {
             _ => Ok(()),
         }
     }
+
+    fn used(self, use_bias: bool) -> Self {
+        Self {
+            bias: self.bias.filter(|_| use_bias),
+            ..self
+        }
+    }
 }
 
 impl<S: Storage, T: Element> Params<'_, S, T> {
-    pub(crate) fn check(&self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<()> {
+    /// Those that a layer with these fields has, checked.
+    pub(crate) fn check(&self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<Self> {
+        self.check_shapes(plan, use_bias, normalize_qk)?;
+        Ok(Self {
+            query: self.query.used(use_bias),
+            key: self.key.used(use_bias),
+            value: self.value.used(use_bias),
+            out: self.out.used(use_bias),
+            query_ln: self.query_ln.filter(|_| normalize_qk),
+            key_ln: self.key_ln.filter(|_| normalize_qk),
+        })
+    }
+
+    fn check_shapes(&self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<()> {
         let heads = [plan.num_heads, plan.head_dim];
         let inputs = [
             ("query", &self.query),

@@ -124,7 +124,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         statistics: Option<ViewMut<'_, B::Storage, T::Acc>>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        params.check(plan, self.use_bias, self.normalize_qk)?;
+        let params = &params.check(plan, self.use_bias, self.normalize_qk)?;
         inputs.check(plan, plan.key_length)?;
         same("output", out.shape(), plan.output()?)?;
         let pass = Pass {

@@ -90,7 +90,8 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     ///
     /// # Errors
     ///
-    /// Those of [`MultiHeadDotProductAttentionOf::apply`], and [`Error::Shape`](crate::Error::Shape) for `d_out` and the gradients.
+    /// Those of [`MultiHeadDotProductAttentionOf::apply`]; [`Error::Shape`](crate::Error::Shape) for `d_out` and the gradients;
+    /// [`Error::Together`](crate::Error::Together) for a gradient of a parameter that the layer has not.
     #[dispatch]
     #[expect(
         clippy::too_many_arguments,
@@ -107,10 +108,10 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         gradients: &mut GradientBuffers<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        params.check(plan, self.use_bias, self.normalize_qk)?;
+        let params = &params.check(plan, self.use_bias, self.normalize_qk)?;
         inputs.check(plan, plan.key_length)?;
         same("d_out", d_out.shape(), plan.output()?)?;
-        gradients.check(plan)?;
+        gradients.check(plan, self.use_bias, self.normalize_qk)?;
         let pass = BackwardPass {
             layer: self,
             pass: Pass {
@@ -123,10 +124,6 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         };
         pass.out(residuals, d_out, &mut gradients.out, scratch)?;
         pass.attend(residuals, scratch)?;
-        let (query_ln, key_ln) = match self.normalize_qk {
-            true => (params.query_ln, params.key_ln),
-            false => (None, None),
-        };
         let value = Input {
             dense: &params.value,
             input: inputs.v,
@@ -142,7 +139,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             dense: &params.query,
             input: inputs.q,
             length: plan.query_length,
-            scale: query_ln,
+            scale: params.query_ln,
             d_scale: gradients.query_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.query(),
             parameters: &mut gradients.query,
@@ -152,7 +149,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             dense: &params.key,
             input: inputs.k,
             length: plan.key_length,
-            scale: key_ln,
+            scale: params.key_ln,
             d_scale: gradients.key_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.key(),
             parameters: &mut gradients.key,

@@ -157,6 +157,7 @@ impl<T: Element> World<T> {
         let flax = MultiHeadDotProductAttention {
             qkv_features: self.layer.qkv_features,
             out_features: self.layer.out_features,
+            use_bias: self.layer.use_bias,
             normalize_qk: self.layer.normalize_qk,
             dropout_rate: 0.2,
             broadcast_dropout: false,
@@ -190,6 +191,8 @@ struct Buffers {
     inputs: Vec<Tensor>,
     params: Vec<(&'static str, Tensor)>,
     form: Form,
+    use_bias: bool,
+    normalize_qk: bool,
 }
 
 impl Buffers {
@@ -209,6 +212,8 @@ impl Buffers {
                 .map(|((name, x), (_, wide))| (*name, like(if scale(name) { wide } else { x })))
                 .collect(),
             form: world.form,
+            use_bias: world.layer.use_bias,
+            normalize_qk: world.layer.normalize_qk,
         }
     }
 
@@ -229,9 +234,10 @@ impl Buffers {
         let [qk, qb, kk, kb, vk, vb, q_ln, k_ln, ok, ob] = self.params.as_mut_slice() else {
             unreachable!("as many as a layer has")
         };
+        let use_bias = self.use_bias;
         let dense = |kernel, bias| DenseGradientBuffers {
             kernel: Some(kernel),
-            bias: Some(bias),
+            bias: Some(bias).filter(|_| use_bias),
         };
         GradientBuffers {
             inputs,
@@ -239,15 +245,19 @@ impl Buffers {
             key: dense(view_mut(&mut kk.1), view_mut(&mut kb.1)),
             value: dense(view_mut(&mut vk.1), view_mut(&mut vb.1)),
             out: dense(view_mut(&mut ok.1), view_mut(&mut ob.1)),
-            query_ln: Some(view_mut(&mut q_ln.1)),
-            key_ln: Some(view_mut(&mut k_ln.1)),
+            query_ln: self.normalize_qk.then(|| view_mut(&mut q_ln.1)),
+            key_ln: self.normalize_qk.then(|| view_mut(&mut k_ln.1)),
         }
     }
 }
 
 fn agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, form: Form, normalize_qk: bool) {
-    let world = World::<T>::new(form, normalize_qk);
-    let what = format!("{} {form:?} {normalize_qk}", T::DTYPE);
+    world_agrees(backend, &World::<T>::new(form, normalize_qk));
+}
+
+fn world_agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, world: &World<T>) {
+    let (form, layer) = (world.form, &world.layer);
+    let what = format!("{form:?} {layer:?}");
     let (wanted, gradients) = world.wanted(backend);
     let (plan, params) = (&world.plan, world.params());
     let mut residuals = OwnedResiduals::<T>::new(&plan.residuals()).unwrap();
@@ -269,7 +279,7 @@ fn agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, form: Form, norm
     assert_eq!(out, wanted, "{what}");
 
     let mut scratch = OwnedScratch::<T>::new(&plan.backward_scratch::<T, _>(backend)).unwrap();
-    let mut buffers = Buffers::new(&world);
+    let mut buffers = Buffers::new(world);
     world
         .layer
         .backward(
@@ -297,7 +307,8 @@ fn agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, form: Form, norm
         let (scope, name) = path.split_once('/').expect("a path");
         match gradients.params.tensor(scope, name) {
             Some(wanted) => assert_eq!(gradient.view(), wanted, "{what} {path}"),
-            None => assert!(!normalize_qk && name == "scale"),
+            None if name == "scale" => assert!(!layer.normalize_qk, "{what}"),
+            None => assert!(!layer.use_bias && name == "bias", "{what} {path}"),
         }
     }
 }
@@ -437,6 +448,71 @@ fn mistakes_are_named() {
             ..
         })
     ));
+}
+
+#[test]
+fn parameters_that_the_layer_has_not_are_not_looked_at() {
+    let mut world = World::<f32>::new(Form::SelfAttention, false);
+    world.layer.use_bias = false;
+    assert!(world.params().out.bias.is_some() && world.params().query_ln.is_some());
+    world_agrees(&Cpu::detect(), &world);
+}
+
+#[test]
+fn gradients_of_parameters_that_the_layer_has_not_are_refused_before_anything_is_written() {
+    type Change = fn(&mut GradientBuffers<'_, Host, f32>);
+    let cases: [(&str, &str, Change); 6] = [
+        ("query.bias", "use_bias", |_| ()),
+        ("key.bias", "use_bias", |given| given.query.bias = None),
+        ("value.bias", "use_bias", |given| {
+            (given.query.bias, given.key.bias) = (None, None);
+        }),
+        ("query_ln", "normalize_qk", without_input_biases),
+        ("key_ln", "normalize_qk", |given| {
+            without_input_biases(given);
+            given.query_ln = None;
+        }),
+        ("out.bias", "use_bias", |given| {
+            without_input_biases(given);
+            (given.query_ln, given.key_ln) = (None, None);
+        }),
+    ];
+    let mut world = World::<f32>::new(Form::Separate, false);
+    world.layer.use_bias = false;
+    let cpu = Cpu::detect();
+    let sizes = world.plan.backward_scratch::<f32, _>(&cpu);
+    for (left, right, change) in cases {
+        let mut buffers = Buffers::new(&world);
+        (buffers.use_bias, buffers.normalize_qk) = (true, true);
+        let mut given = buffers.borrow();
+        change(&mut given);
+        let result = world.layer.backward(
+            &cpu,
+            &world.plan,
+            &world.params(),
+            &world.inputs(),
+            &OwnedResiduals::new(&world.plan.residuals())
+                .unwrap()
+                .borrow(),
+            view(&world.d_out),
+            &mut given,
+            &mut OwnedScratch::new(&sizes).unwrap().borrow(),
+        );
+        assert_eq!(result, Err(Error::Together { left, right }));
+        let untouched = Buffers::new(&world);
+        assert_eq!(buffers.inputs, untouched.inputs, "{left}");
+        assert_eq!(buffers.params, untouched.params, "{left}");
+    }
+}
+
+fn without_input_biases(gradients: &mut GradientBuffers<'_, Host, f32>) {
+    for dense in [
+        &mut gradients.query,
+        &mut gradients.key,
+        &mut gradients.value,
+    ] {
+        dense.bias = None;
+    }
 }
 
 #[test]
