@@ -242,12 +242,21 @@ impl<T: Stored> Gemm<'_, T> {
     }
 
     fn add_bias(&self, out: &mut [T]) {
+        const CHUNK: usize = 64;
         if self.call.bias.is_none() {
             return;
         }
-        for row in out.chunks_mut(self.out.row) {
-            for (column, out) in row.iter_mut().take(self.call.outputs).enumerate() {
-                *out = T::from_acc(out.to_acc() + self.call.bias_at(column));
+        let columns = self.call.outputs;
+        for first in (0..columns).step_by(CHUNK) {
+            let count = CHUNK.min(columns - first);
+            let mut bias = [T::Acc::default(); CHUNK];
+            for (column, bias) in (first..first + count).zip(&mut bias) {
+                *bias = self.call.bias_at(column);
+            }
+            for row in out.chunks_mut(self.out.row) {
+                for (out, bias) in row[first..first + count].iter_mut().zip(&bias) {
+                    *out = T::from_acc(out.to_acc() + *bias);
+                }
             }
         }
     }
