@@ -105,7 +105,7 @@ pub(crate) fn backward<B: HostKernels>(
     let out = pass.out_backward(residuals, d_out)?;
     let heads = pass.core_backward(residuals, out.input)?;
     let (heads, scales) = pass.normalize_backward(&residuals.raw, heads)?;
-    let mut sums = InputSums::new(call);
+    let mut sums = InputSums::new(call)?;
     let inputs = resolve(call)?;
     let mut dense = [None, None, None];
     let [query, key, value] = heads;

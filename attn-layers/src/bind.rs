@@ -2,9 +2,9 @@
 
 use crate::layer::MultiHeadDotProductAttention;
 use crate::params::{ParamSource, find};
-use crate::plan::head_dim;
+use crate::plan::{Widths, features};
 use crate::tensor::TensorView;
-use attn_core::{Dims, Error, Result, ScalarType};
+use attn_core::{Dims, Result, ScalarType};
 
 /// The sizes that the fields and `inputs_q` give.
 pub(crate) struct Sizes {
@@ -28,16 +28,16 @@ impl Sizes {
         layer: &MultiHeadDotProductAttention<'_>,
         inputs_q: &TensorView<'_>,
     ) -> Result<Self> {
-        let features = features("inputs_q", inputs_q)?;
-        // Flax's `x or y`: 0 means not given.
-        let or_features =
-            |given: Option<usize>| given.filter(|&given| given != 0).unwrap_or(features);
-        let hidden = or_features(layer.qkv_features);
+        let Widths {
+            head_dim,
+            hidden,
+            out_features,
+        } = layer.widths(inputs_q.shape())?;
         Ok(Self {
             num_heads: layer.num_heads,
-            head_dim: head_dim(hidden, layer.num_heads)?,
+            head_dim,
             hidden,
-            out_features: or_features(layer.out_features),
+            out_features,
         })
     }
 
@@ -49,7 +49,7 @@ impl Sizes {
         input: &TensorView<'_>,
         use_bias: bool,
     ) -> Result<DenseParams<'p>> {
-        let features = features("inputs", input)?;
+        let features = features("inputs", input.shape())?;
         let heads = [self.num_heads, self.head_dim];
         let kernel = find(params, scope, "kernel", &[features, heads[0], heads[1]])?
             .reshape(&[features, self.hidden])?;
@@ -102,12 +102,4 @@ impl DenseParams<'_> {
         .into_iter()
         .flatten()
     }
-}
-
-fn features(argument: &'static str, input: &TensorView<'_>) -> Result<usize> {
-    input.shape().last().copied().ok_or(Error::Rank {
-        argument,
-        got: 0,
-        wanted: "[batch..., length, features]",
-    })
 }

@@ -2,12 +2,35 @@
 
 use crate::functions::DotProductAttention;
 use crate::hooks::Einsum;
+use crate::layer::Precision;
 use crate::tensor::{Tensor, TensorView};
 use alloc::vec::Vec;
 use attn_core::{AttentionShape, Causal, DType, Dims, Error, Layout, Result, ScalarType};
 
 pub(crate) const SCORES: &str = "...qhd,...khd->...hqk";
 pub(crate) const VALUES: &str = "...hqk,...khd->...qhd";
+
+/// Both einsums, or the factories of both, or neither.
+pub(crate) fn check_pair<E>(qk: Option<E>, values: Option<E>) -> Result<()> {
+    if qk.is_some() == values.is_some() {
+        return Ok(());
+    }
+    Err(Error::Together {
+        left: "qk_attn_weights_einsum",
+        right: "attn_weights_value_einsum",
+    })
+}
+
+/// A user's einsum has a precision of its own.
+pub(crate) fn check_precision<E>(precision: Option<Precision>, qk: Option<E>) -> Result<()> {
+    if precision.is_none() || qk.is_none() {
+        return Ok(());
+    }
+    Err(Error::Exclusive {
+        left: "precision",
+        right: "qk_attn_weights_einsum",
+    })
+}
 
 /// What of the core's forward pass its backward pass needs: it holds the weights anyway.
 pub(crate) struct Kept {

@@ -10,7 +10,7 @@ use crate::product::{Product, run};
 use crate::random::{Key, Stream};
 use crate::stage::{self, HostKernels, promote};
 use crate::tensor::{Tensor, TensorView};
-use attn_core::{Causal, Dims, Error, Result, RowOrder, ScalarType, dropout::check_rate};
+use attn_core::{Causal, Dims, Error, Result, RowOrder, ScalarType};
 
 type Layer<'h> = MultiHeadDotProductAttention<'h>;
 
@@ -77,18 +77,25 @@ pub(crate) fn init_cache(
 
 /// Which array serves as query, key and value.
 pub(crate) fn resolve<'a>(call: &Call<'a>) -> Result<[TensorView<'a>; 3]> {
-    let query = call.inputs_q;
-    if let Some(both) = call.inputs_kv {
-        if call.inputs_k.is_some() || call.inputs_v.is_some() {
-            return Err(Error::InputsKvWithKeyOrValue);
+    roles(call.inputs_q, call.inputs_k, call.inputs_v, call.inputs_kv)
+}
+
+/// Which of the inputs, or of what stands for them, serves as query, key and value.
+pub(crate) fn roles<I: Copy>(
+    query: I,
+    key: Option<I>,
+    value: Option<I>,
+    both: Option<I>,
+) -> Result<[I; 3]> {
+    match (key, value, both) {
+        (None, None, Some(both)) => Ok([query, both, both]),
+        (_, _, Some(_)) => Err(Error::InputsKvWithKeyOrValue),
+        (None, Some(_), None) => Err(Error::ValueWithoutKey),
+        (key, value, None) => {
+            let key = key.unwrap_or(query);
+            Ok([query, key, value.unwrap_or(key)])
         }
-        return Ok([query, both, both]);
     }
-    if call.inputs_k.is_none() && call.inputs_v.is_some() {
-        return Err(Error::ValueWithoutKey);
-    }
-    let key = call.inputs_k.unwrap_or(query);
-    Ok([query, key, call.inputs_v.unwrap_or(key)])
 }
 
 /// Projected and normalised inputs, `[batch..., length, heads, head_dim]`.
@@ -291,23 +298,13 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
 
     /// Whether weights are dropped, and by which key.
     fn chance(&self, call: &Call<'_>) -> Result<Chance> {
-        let layer = self.layer;
-        check_rate(layer.dropout_rate)?;
         let given = call.dropout_rng;
-        if layer.dropout_rate == 0.0 {
-            return Ok(Chance::none(given));
-        }
-        let deterministic = match (layer.deterministic, call.deterministic) {
-            (Some(_), Some(_)) => return Err(Error::DeterministicGivenTwice),
-            (None, None) => return Err(Error::DeterministicMissing),
-            (Some(given), None) | (None, Some(given)) => given,
-        };
-        if deterministic {
+        if !self.layer.drops(call.deterministic)? {
             return Ok(Chance::none(given));
         }
         let drawn = || {
-            let count = call.make_rng_count;
-            call.rngs.make_rng(Stream::Dropout, layer.path, count)
+            let (path, count) = (self.layer.path, call.make_rng_count);
+            call.rngs.make_rng(Stream::Dropout, path, count)
         };
         let key = given.map_or_else(|| drawn().map(Key::words), Ok)?;
         Ok(Chance {

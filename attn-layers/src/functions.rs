@@ -79,28 +79,6 @@ impl<'a> DotProductAttention<'a> {
         }
     }
 
-    /// Both einsums or neither.
-    fn check_pair(&self) -> Result<()> {
-        if self.qk_attn_weights_einsum.is_some() == self.attn_weights_value_einsum.is_some() {
-            return Ok(());
-        }
-        Err(Error::Together {
-            left: "qk_attn_weights_einsum",
-            right: "attn_weights_value_einsum",
-        })
-    }
-
-    /// A user's einsum has a precision of its own.
-    fn check_precision(&self) -> Result<()> {
-        if self.precision.is_some() && self.qk_attn_weights_einsum.is_some() {
-            return Err(Error::Exclusive {
-                left: "precision",
-                right: "qk_attn_weights_einsum",
-            });
-        }
-        Ok(())
-    }
-
     /// Shapes, in Flax's order; gives the sizes of the call.
     pub(crate) fn check(&self, value: &Dims) -> Result<AttentionShape> {
         let shape = AttentionShape::of(self.query.shape(), self.key.shape(), value)?;
@@ -195,7 +173,7 @@ pub fn dot_product_attention_weights<B: HostKernels>(
     backend: &B,
     arguments: &DotProductAttention<'_>,
 ) -> Result<Tensor> {
-    arguments.check_precision()?;
+    einsum::check_precision(arguments.precision, arguments.qk_attn_weights_einsum)?;
     let (query, key) = (&arguments.query, &arguments.key);
     let dtype = promote(inexact(arguments.dtype)?, [query.scalar(), key.scalar()]);
     // Values of depth 0: the weights alone are computed.
@@ -267,8 +245,11 @@ pub(crate) fn attention<B: HostKernels>(
     causal: Option<Causal>,
     purpose: Purpose,
 ) -> Result<Core> {
-    arguments.check_pair()?;
-    arguments.check_precision()?;
+    einsum::check_pair(
+        arguments.qk_attn_weights_einsum,
+        arguments.attn_weights_value_einsum,
+    )?;
+    einsum::check_precision(arguments.precision, arguments.qk_attn_weights_einsum)?;
     let dtype = arguments.core_dtype(value)?;
     let shape = arguments.check(value.shape())?;
     let weights_dtype = arguments.weights_dtype(dtype);

@@ -1,7 +1,9 @@
 //! What a backward pass gives: the gradients of a layer's inputs and parameters.
 
+use crate::forward::roles;
 use crate::layer::Call;
 use crate::params::ParamSource;
+use crate::stage_backward::of_float;
 use crate::tensor::{Tensor, TensorView};
 use alloc::vec::Vec;
 use attn_core::Result;
@@ -59,9 +61,7 @@ impl IntoIterator for ParamGradients {
 
 impl ParamSource for ParamGradients {
     fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
-        let is_it = |path: &str| path.split_once('/') == Some((scope, name));
-        let (_, tensor) = self.entries.iter().find(|(path, _)| is_it(path))?;
-        Some(tensor.view())
+        self.entries.tensor(scope, name)
     }
 
     fn is_empty(&self) -> bool {
@@ -77,19 +77,14 @@ pub(crate) struct InputSums {
 }
 
 impl InputSums {
-    pub(crate) fn new(call: &Call<'_>) -> Self {
-        let key = match call.inputs_k.is_some() || call.inputs_kv.is_some() {
-            true => 1,
-            false => 0,
-        };
-        let value = match call.inputs_v.is_some() {
-            true => 2,
-            false => key,
-        };
-        Self {
-            serves: [0, key, value],
+    pub(crate) fn new(call: &Call<'_>) -> Result<Self> {
+        let key = call.inputs_k.map(|_| 1);
+        let value = call.inputs_v.map(|_| 2);
+        let both = call.inputs_kv.map(|_| 1);
+        Ok(Self {
+            serves: roles(0, key, value, both)?,
             sums: [None, None, None],
-        }
+        })
     }
 
     /// The sum so far of the input that serves as query (0), key (1) or value (2); to be put back with the new use.
@@ -111,9 +106,8 @@ impl InputSums {
             Some(_) => (None, key),
             None => (key, None),
         };
-        let of_floats = |gradient: Option<Tensor>, input: Option<TensorView<'_>>| {
-            gradient.filter(|_| input.is_some_and(|input| input.scalar().float().is_some()))
-        };
+        let of_floats =
+            |gradient: Option<Tensor>, input: Option<TensorView<'_>>| of_float(gradient?, &input?);
         Ok(Gradients {
             d_inputs_q: of_floats(query, Some(call.inputs_q)),
             d_inputs_k: of_floats(d_inputs_k, call.inputs_k),

@@ -7,11 +7,12 @@ use crate::gradients::Gradients;
 use crate::hooks::{AttentionFn, DotGeneral, DotGeneralCls, EinsumCls};
 use crate::initializers::{Initializer, NormalOrder};
 use crate::params::ParamSource;
+use crate::plan::{Widths, features};
 use crate::prefill::prefill;
 use crate::random::{Convention, Counters, DefaultWidth, PathNames, Rngs};
 use crate::stage::HostKernels;
 use crate::tensor::{Tensor, TensorView};
-use attn_core::{Error, Result, ScalarType};
+use attn_core::{Dims, Error, Result, ScalarType, dropout::check_rate};
 use core::fmt;
 
 /// `jax.lax.Precision`. On a CPU all are exact `float32` products.
@@ -45,7 +46,8 @@ pub struct MultiHeadDotProductAttention<'h> {
     pub num_heads: usize,
     /// Computation dtype; `None` infers it from inputs and parameters.
     pub dtype: Option<ScalarType>,
-    /// Dtype given to the initializers.
+    /// Dtype of the parameters that [`MultiHeadDotProductAttention::init`] makes. As in JAX there is `float64` only with
+    /// [`DefaultWidth::Bits64`] in the streams' convention; else it is narrowed to `float32`.
     pub param_dtype: ScalarType,
     /// Total width of query, key and value; `None` or 0 is the width of `inputs_q`.
     pub qkv_features: Option<usize>,
@@ -213,6 +215,30 @@ impl MultiHeadDotProductAttention<'_> {
         prefill(&pass, &call, cache)
     }
 
+    /// What the fields make of the width of `inputs_q`, `[batch..., length, features]`.
+    pub(crate) fn widths(&self, inputs_q: &Dims) -> Result<Widths> {
+        let features = features("inputs_q", inputs_q)?;
+        Widths::new(
+            self.num_heads,
+            self.qkv_features,
+            self.out_features,
+            features,
+        )
+    }
+
+    /// Whether a call with this `deterministic` drops weights.
+    pub(crate) fn drops(&self, deterministic: Option<bool>) -> Result<bool> {
+        check_rate(self.dropout_rate)?;
+        if self.dropout_rate == 0.0 {
+            return Ok(false);
+        }
+        match (self.deterministic, deterministic) {
+            (Some(_), Some(_)) => Err(Error::DeterministicGivenTwice),
+            (None, None) => Err(Error::DeterministicMissing),
+            (Some(given), None) | (None, Some(given)) => Ok(!given),
+        }
+    }
+
     /// An empty cache for inputs like these, `[batch..., max_length, features]`: what the initializing call of Flax leaves.
     ///
     /// # Errors
@@ -273,6 +299,7 @@ pub struct Call<'a> {
     /// The random streams. Their convention is also that of `dropout_rng`.
     pub rngs: Rngs,
     /// Which draw of this module within one `apply` of the model the dropout key is: 1 for its first call, 2 if it is called again, ….
+    /// 0 is none: an error where a key is drawn.
     pub make_rng_count: u32,
     /// Whether to return the attention weights.
     pub sow_weights: bool,

@@ -1,6 +1,8 @@
 //! The parameters of a layer: typed views for the typed layers, and a source of named arrays for Flax's.
 
 use crate::plan::Plan;
+#[cfg(feature = "alloc")]
+use crate::tensor::Tensor;
 use crate::tensor::TensorView;
 use attn_core::{Dims, Element, Error, Result, Storage, View};
 
@@ -144,15 +146,17 @@ pub trait ParamSource {
     fn is_empty(&self) -> bool;
 }
 
+/// Whether `path` is `scope/name`.
+fn is_path(path: &str, scope: &str, name: &str) -> bool {
+    path.strip_prefix(scope)
+        .and_then(|rest| rest.strip_prefix('/'))
+        .is_some_and(|rest| rest == name)
+}
+
 impl ParamSource for [(&str, TensorView<'_>)] {
     fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
-        let matches = |path: &str| {
-            path.strip_prefix(scope)
-                .and_then(|rest| rest.strip_prefix('/'))
-                .is_some_and(|rest| rest == name)
-        };
         self.iter()
-            .find(|(path, _)| matches(path))
+            .find(|(path, _)| is_path(path, scope, name))
             .map(|&(_, view)| view)
     }
 
@@ -179,6 +183,19 @@ impl ParamSource for alloc::vec::Vec<(&str, TensorView<'_>)> {
 
     fn is_empty(&self) -> bool {
         self.as_slice().is_empty()
+    }
+}
+
+#[cfg(feature = "alloc")]
+impl ParamSource for alloc::vec::Vec<(&str, Tensor)> {
+    fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
+        self.iter()
+            .find(|(path, _)| is_path(path, scope, name))
+            .map(|(_, tensor)| tensor.view())
+    }
+
+    fn is_empty(&self) -> bool {
+        <[_]>::is_empty(self)
     }
 }
 

@@ -49,8 +49,44 @@ pub struct ResidualSizes {
     pub statistics: usize,
 }
 
+/// What a layer's fields make of the width of `inputs_q`.
+pub(crate) struct Widths {
+    pub(crate) head_dim: usize,
+    /// Product of the hidden axes, `num_heads * head_dim`.
+    pub(crate) hidden: usize,
+    pub(crate) out_features: usize,
+}
+
+impl Widths {
+    pub(crate) fn new(
+        num_heads: usize,
+        qkv_features: Option<usize>,
+        out_features: Option<usize>,
+        features: usize,
+    ) -> Result<Self> {
+        // Flax's `x or y`: 0 means not given.
+        let or_features =
+            |given: Option<usize>| given.filter(|&given| given != 0).unwrap_or(features);
+        let hidden = or_features(qkv_features);
+        Ok(Self {
+            head_dim: head_dim(hidden, num_heads)?,
+            hidden,
+            out_features: or_features(out_features),
+        })
+    }
+}
+
+/// The last axis of an input, `[batch..., length, features]`.
+pub(crate) fn features(argument: &'static str, input: &Dims) -> Result<usize> {
+    input.last().copied().ok_or(Error::Rank {
+        argument,
+        got: 0,
+        wanted: "[batch..., length, features]",
+    })
+}
+
 /// `num_heads` must be there and divide `qkv_features`.
-pub(crate) fn head_dim(qkv_features: usize, num_heads: usize) -> Result<usize> {
+fn head_dim(qkv_features: usize, num_heads: usize) -> Result<usize> {
     match qkv_features.checked_rem(num_heads) {
         None => Err(Error::NoHeads),
         Some(0) => Ok(qkv_features / num_heads),
@@ -73,26 +109,17 @@ impl Plan {
         out_features: Option<usize>,
         [query, key, value]: [&Dims; 3],
     ) -> Result<Self> {
-        let Some(&features) = query.last() else {
-            return Err(Error::Rank {
-                argument: "inputs_q",
-                got: 0,
-                wanted: "[batch..., length, features]",
-            });
-        };
-        // Flax's `x or y`: 0 means not given.
-        let or_features =
-            |given: Option<usize>| given.filter(|&given| given != 0).unwrap_or(features);
-        let hidden = or_features(qkv_features);
-        let head_dim = head_dim(hidden, num_heads)?;
-        let last = |argument, dims: &Dims| {
-            dims.last().copied().ok_or(Error::Rank {
-                argument,
-                got: 0,
-                wanted: "[batch..., length, features]",
-            })
-        };
-        let features = [features, last("inputs_k", key)?, last("inputs_v", value)?];
+        let width = features("inputs_q", query)?;
+        let Widths {
+            head_dim,
+            hidden,
+            out_features,
+        } = Widths::new(num_heads, qkv_features, out_features, width)?;
+        let features = [
+            width,
+            features("inputs_k", key)?,
+            features("inputs_v", value)?,
+        ];
         let heads =
             |dims: &Dims| Dims::new(&dims[..dims.rank() - 1])?.concat(&[num_heads, head_dim]);
         let shape = AttentionShape::of(&heads(query)?, &heads(key)?, &heads(value)?)?;
@@ -104,7 +131,7 @@ impl Plan {
             num_heads,
             head_dim,
             features,
-            out_features: or_features(out_features),
+            out_features,
             hidden,
         })
     }

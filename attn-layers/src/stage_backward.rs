@@ -202,6 +202,11 @@ pub(crate) fn cast_like(gradient: Tensor, array: &TensorView<'_>) -> Result<Tens
     }
 }
 
+/// The gradient of an array that has one.
+pub(crate) fn of_float(gradient: Tensor, array: &TensorView<'_>) -> Option<Tensor> {
+    array.scalar().float().map(|_| gradient)
+}
+
 /// The sum of the gradients of an array's uses.
 pub(crate) fn add(sum: Option<Tensor>, more: Tensor) -> Result<Tensor> {
     let Some(sum) = sum else { return Ok(more) };

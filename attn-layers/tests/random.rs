@@ -424,6 +424,81 @@ fn a_function_sees_flattened_shapes() {
     assert_eq!([first("out", "kernel"), first("out", "bias")], [605.0, 5.0]);
 }
 
+/// JAX without 64-bit types takes `float64` for `float32`, and says so in a warning.
+#[test]
+fn without_64_bits_float64_parameters_are_those_of_float32() {
+    let of = |param_dtype, convention| {
+        let layer = MultiHeadDotProductAttention {
+            qkv_features: Some(6),
+            out_features: Some(5),
+            normalize_qk: true,
+            param_dtype,
+            kernel_init: Initializer::XavierUniform,
+            bias_init: Initializer::Normal { stddev: 1e-2 },
+            ..MultiHeadDotProductAttention::new(2)
+        };
+        let rngs = Rngs {
+            convention,
+            ..Rngs::params(Key::from_words([0, 42]))
+        };
+        layer.init(&rngs, &InitShapes::new(&[1, 4, 8])).unwrap()
+    };
+    let narrow = Convention::default();
+    let params = of(ScalarType::F64, narrow);
+    assert_eq!(params, of(ScalarType::F32, narrow));
+    // The first two numbers of each array as Flax makes it with `param_dtype=jnp.float64`.
+    let wanted = [
+        ("query/kernel", [0x3f13_e5d5, 0x3f09_d214]),
+        ("query/bias", [0x3abc_6324, 0xbc18_37c7]),
+        ("key/kernel", [0x3f26_ba8a, 0xbf1d_ad19]),
+        ("key/bias", [0x3c9e_cef0, 0x3ccd_52e4]),
+        ("value/kernel", [0x3ebd_94a1, 0xbed4_b2e7]),
+        ("value/bias", [0x3cd2_3407, 0xba0f_3f50]),
+        ("query_ln/scale", [0x3f80_0000, 0x3f80_0000]),
+        ("key_ln/scale", [0x3f80_0000, 0x3f80_0000]),
+        ("out/kernel", [0x3e0e_5628, 0x3e9a_b73a]),
+        ("out/bias", [0x3a4d_1ce2, 0x3c11_d1e9]),
+    ];
+    let got = params.iter().map(|(path, array)| {
+        let values = array.to_vec::<f32>().expect("float32");
+        (path, [values[0].to_bits(), values[1].to_bits()])
+    });
+    assert!(got.eq(wanted));
+
+    let wide = Convention {
+        width: DefaultWidth::Bits64,
+        ..narrow
+    };
+    for (scalar, convention) in [
+        (ScalarType::F64, wide),
+        (ScalarType::F32, wide),
+        (ScalarType::F16, narrow),
+        (ScalarType::BF16, narrow),
+    ] {
+        let params = of(scalar, convention);
+        assert!(params.iter().all(|(_, array)| array.scalar() == scalar));
+    }
+}
+
+#[test]
+fn init_refuses_a_rate_that_is_no_probability() {
+    let rngs = Rngs::params(Key::from_words([0, 0]));
+    for rate in [-0.1, 1.1, f64::INFINITY, f64::NAN] {
+        let layer = MultiHeadDotProductAttention {
+            dropout_rate: rate,
+            ..MultiHeadDotProductAttention::new(2)
+        };
+        for deterministic in [None, Some(true), Some(false)] {
+            let shapes = InitShapes::new(&[3, 8]).with_deterministic(deterministic);
+            let error = layer.init(&rngs, &shapes).unwrap_err();
+            assert!(
+                matches!(error, Error::DropoutRate { .. }),
+                "{rate}: {error}"
+            );
+        }
+    }
+}
+
 #[test]
 fn what_flax_refuses_is_refused_in_its_order() {
     let rngs = Rngs::params(Key::from_words([0, 0]));

@@ -59,7 +59,8 @@ impl Default for Init<'_> {
 }
 
 impl<'h> Init<'h> {
-    /// Fills `out`, row-major, with the initial values of `param`: shape [`Param::shape`].
+    /// Fills `out`, row-major, with the initial values of `param`: shape [`Param::shape`]. Its dtype is `T`, the caller's choice; a layer's
+    /// `init` also narrows `float64` where JAX does.
     ///
     /// # Errors
     ///

@@ -1,11 +1,12 @@
 //! The whole tree of initial parameters (`module.init`).
 
 use super::{Init, Param, ParamSizes};
-use crate::functions::inexact;
+use crate::einsum::{check_pair, check_precision};
+use crate::forward::roles;
 use crate::layer::MultiHeadDotProductAttention;
 use crate::params::ParamSource;
-use crate::plan::head_dim;
-use crate::random::Rngs;
+use crate::plan::features;
+use crate::random::{DefaultWidth, Rngs};
 use crate::tensor::{Tensor, TensorView};
 use alloc::vec::Vec;
 use attn_core::{AttentionShape, DType, Dims, Element, Error, Result, bf16, f16};
@@ -69,20 +70,9 @@ impl<'a> InitShapes<'a> {
 
     /// Shapes of query, key and value.
     fn resolve(&self) -> Result<[Dims; 3]> {
-        let query = Dims::new(self.inputs_q)?;
-        if let Some(both) = self.inputs_kv {
-            if self.inputs_k.is_some() || self.inputs_v.is_some() {
-                return Err(Error::InputsKvWithKeyOrValue);
-            }
-            let both = Dims::new(both)?;
-            return Ok([query, both, both]);
-        }
-        if self.inputs_k.is_none() && self.inputs_v.is_some() {
-            return Err(Error::ValueWithoutKey);
-        }
-        let key = self.inputs_k.map_or(Ok(query), Dims::new)?;
-        let value = self.inputs_v.map_or(Ok(key), Dims::new)?;
-        Ok([query, key, value])
+        let [query, key, value] =
+            roles(self.inputs_q, self.inputs_k, self.inputs_v, self.inputs_kv)?;
+        Ok([Dims::new(query)?, Dims::new(key)?, Dims::new(value)?])
     }
 }
 
@@ -115,10 +105,7 @@ impl InitialParams {
 
 impl ParamSource for InitialParams {
     fn tensor(&self, scope: &str, name: &str) -> Option<TensorView<'_>> {
-        let matches = |path: &str| path.split_once('/') == Some((scope, name));
-        self.iter()
-            .find(|(path, _)| matches(path))
-            .map(|(_, view)| view)
+        self.entries.tensor(scope, name)
     }
 
     fn is_empty(&self) -> bool {
@@ -127,14 +114,15 @@ impl ParamSource for InitialParams {
 }
 
 impl<'h> MultiHeadDotProductAttention<'h> {
-    /// `module.init`: the parameters that Flax starts from, in `param_dtype`, bit for bit. Inside a parent the field `path` says
-    /// where the layer stands.
+    /// `module.init`: the parameters that Flax starts from, bit for bit, all in `param_dtype` — but in `float32` for `float64` where the
+    /// streams' convention is that of a JAX without 64-bit types, as it is by default. Inside a parent the field `path` says where
+    /// the layer stands.
     ///
     /// # Errors
     ///
     /// Everything that Flax refuses, in Flax's order: wrong combinations of inputs, of heads and features, shapes that do not fit
-    /// each other, `deterministic` missing or given twice where there is dropout, [`Error::ParamsRngMissing`], and those of
-    /// [`Initializer::fill`](crate::Initializer::fill).
+    /// each other, `deterministic` missing or given twice where there is dropout, [`Error::ParamsRngMissing`], [`Error::NotInexact`] for
+    /// `param_dtype`, and those of [`Initializer::fill`](crate::Initializer::fill). [`Error::DropoutRate`] as in a call.
     ///
     /// ```
     /// use attn_layers::{InitShapes, MultiHeadDotProductAttention, io, random::{Key, Rngs}};
@@ -156,23 +144,17 @@ impl<'h> MultiHeadDotProductAttention<'h> {
     }
 
     fn param_sizes(&self, shapes: &[Dims; 3]) -> Result<ParamSizes> {
-        let last = |argument, shape: &Dims| {
-            shape.last().copied().ok_or(Error::Rank {
-                argument,
-                got: 0,
-                wanted: "[batch..., length, features]",
-            })
-        };
         let [query, key, value] = shapes;
-        let features = last("inputs_q", query)?;
-        // Flax's `x or y`: 0 means not given.
-        let or_features =
-            |given: Option<usize>| given.filter(|&given| given != 0).unwrap_or(features);
+        let widths = self.widths(query)?;
         Ok(ParamSizes {
             num_heads: self.num_heads,
-            head_dim: head_dim(or_features(self.qkv_features), self.num_heads)?,
-            out_features: or_features(self.out_features),
-            features: [features, last("inputs_k", key)?, last("inputs_v", value)?],
+            head_dim: widths.head_dim,
+            out_features: widths.out_features,
+            features: [
+                features("inputs_q", query)?,
+                features("inputs_k", key)?,
+                features("inputs_v", value)?,
+            ],
         })
     }
 
@@ -186,7 +168,7 @@ impl<'h> MultiHeadDotProductAttention<'h> {
     ) -> Result<()> {
         let init = self.init_fields();
         let used = |param: &&Param| param.is_used(self.use_bias, self.normalize_qk);
-        let dtype = inexact(Some(self.param_dtype))?.unwrap_or(DType::F32);
+        let dtype = self.narrowed_param_dtype(rngs.convention.width)?;
         for &param in params.iter().filter(used) {
             let tensor = match dtype {
                 DType::F32 => tensor::<f32>(&init, param, sizes, rngs),
@@ -197,6 +179,15 @@ impl<'h> MultiHeadDotProductAttention<'h> {
             entries.push((param.path(), tensor?));
         }
         Ok(())
+    }
+
+    /// `param_dtype` as JAX takes it: without 64-bit types the narrow one.
+    fn narrowed_param_dtype(&self, width: DefaultWidth) -> Result<DType> {
+        let got = self.param_dtype;
+        match (got.float().ok_or(Error::NotInexact { got })?, width) {
+            (DType::F64, DefaultWidth::Bits32) => Ok(DType::F32),
+            (dtype, _) => Ok(dtype),
+        }
     }
 
     /// The fields that initial parameters follow from, for [`Init::fill`].
@@ -218,40 +209,21 @@ impl<'h> MultiHeadDotProductAttention<'h> {
         sizes: &ParamSizes,
         shapes: &[Dims; 3],
     ) -> Result<()> {
-        if self.dropout_rate > 0.0 {
-            match (self.deterministic, inputs.deterministic) {
-                (Some(_), Some(_)) => return Err(Error::DeterministicGivenTwice),
-                (None, None) => return Err(Error::DeterministicMissing),
-                _ => {}
-            }
-        }
+        self.drops(inputs.deterministic)?;
         if self.attention_fn.is_some() {
             return Ok(());
         }
-        self.check_einsums()?;
+        check_pair(
+            self.qk_attn_weights_einsum_cls,
+            self.attn_weights_value_einsum_cls,
+        )?;
+        check_precision(self.precision, self.qk_attn_weights_einsum_cls)?;
         let heads = |shape: &Dims| {
             let rows = shape.split_last().map_or(&[][..], |(_, rows)| rows);
             Dims::new(rows)?.concat(&[sizes.num_heads, sizes.head_dim])
         };
         let [query, key, value] = shapes;
         AttentionShape::of(&heads(query)?, &heads(key)?, &heads(value)?)?;
-        Ok(())
-    }
-
-    fn check_einsums(&self) -> Result<()> {
-        let qk = self.qk_attn_weights_einsum_cls.is_some();
-        if qk != self.attn_weights_value_einsum_cls.is_some() {
-            return Err(Error::Together {
-                left: "qk_attn_weights_einsum",
-                right: "attn_weights_value_einsum",
-            });
-        }
-        if qk && self.precision.is_some() {
-            return Err(Error::Exclusive {
-                left: "precision",
-                right: "qk_attn_weights_einsum",
-            });
-        }
         Ok(())
     }
 }
