@@ -46,12 +46,12 @@ pub trait AttentionFn {
         args: &AttentionArgs<'_>,
     ) -> Result<Tensor>;
 
-    /// From the gradient of what [`AttentionFn::call`] gave, of its shape and dtype, to those of query, key and value. A closure
-    /// brings none.
+    /// From the gradient of what [`AttentionFn::call`] gave, of its shape and dtype, to those of query, key and value. `None`, the
+    /// provided answer and that of a closure, is a core without gradients: then the backward pass is [`Error::Unsupported`].
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`], if it is not implemented; its own.
+    /// Its own, [`Error::Hook`].
     fn vjp(
         &self,
         query: TensorView<'_>,
@@ -59,9 +59,9 @@ pub trait AttentionFn {
         value: TensorView<'_>,
         args: &AttentionArgs<'_>,
         d_out: TensorView<'_>,
-    ) -> Result<[Tensor; 3]> {
+    ) -> Result<Option<[Tensor; 3]>> {
         let _ = (query, key, value, args, d_out);
-        Err(NO_GRADIENTS)
+        Ok(None)
     }
 }
 
@@ -91,19 +91,20 @@ pub trait DotGeneral {
     fn call(&self, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor>;
 
     /// From the gradient of the product, `[rows..., outputs]`, to those of `lhs` and `rhs`. `d_out` is in the dtype that product
-    /// and bias have together. A closure brings none.
+    /// and bias have together. `None`, the provided answer and that of a closure, is a product without gradients: then the backward
+    /// pass is [`Error::Unsupported`].
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`], if it is not implemented; its own.
+    /// Its own, [`Error::Hook`].
     fn vjp(
         &self,
         lhs: TensorView<'_>,
         rhs: TensorView<'_>,
         d_out: TensorView<'_>,
-    ) -> Result<[Tensor; 2]> {
+    ) -> Result<Option<[Tensor; 2]>> {
         let _ = (lhs, rhs, d_out);
-        Err(NO_GRADIENTS)
+        Ok(None)
     }
 }
 
@@ -122,21 +123,21 @@ pub trait Einsum {
     /// Its own, [`Error::Hook`].
     fn call(&self, spec: &str, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor>;
 
-    /// From the gradient of the einsum that `spec` names, of what [`Einsum::call`] gave, to those of `lhs` and `rhs`. A closure
-    /// brings none.
+    /// From the gradient of the einsum that `spec` names, of what [`Einsum::call`] gave, to those of `lhs` and `rhs`. `None`, the
+    /// provided answer and that of a closure, is an einsum without gradients: then the backward pass is [`Error::Unsupported`].
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`], if it is not implemented; its own.
+    /// Its own, [`Error::Hook`].
     fn vjp(
         &self,
         spec: &str,
         lhs: TensorView<'_>,
         rhs: TensorView<'_>,
         d_out: TensorView<'_>,
-    ) -> Result<[Tensor; 2]> {
+    ) -> Result<Option<[Tensor; 2]>> {
         let _ = (spec, lhs, rhs, d_out);
-        Err(NO_GRADIENTS)
+        Ok(None)
     }
 }
 
@@ -151,26 +152,16 @@ pub type DotGeneralCls<'h> = &'h dyn Fn() -> Box<dyn DotGeneral + 'h>;
 /// A factory of [`Einsum`], called once a call (`qk_attn_weights_einsum_cls`, `attn_weights_value_einsum_cls`).
 pub type EinsumCls<'h> = &'h dyn Fn() -> Box<dyn Einsum + 'h>;
 
-/// What a hook says that brings no gradient; [`gradients`] puts its field in.
-const NO_GRADIENTS: Error = Error::Unsupported {
-    backend: "hook",
-    feature: "gradients",
-    instead: "Implement `vjp` for it",
-};
-
 /// What the `vjp` of the hook in `field` gave: gradients of the operands' shapes, cast to their dtypes.
 pub(crate) fn gradients<const N: usize>(
     field: &'static str,
-    given: Result<[Tensor; N]>,
+    given: Result<Option<[Tensor; N]>>,
     operands: [&TensorView<'_>; N],
 ) -> Result<[Tensor; N]> {
-    let mut gradients = given.map_err(|error| match error {
-        error if error == NO_GRADIENTS => Error::Unsupported {
-            backend: field,
-            feature: "gradients",
-            instead: "Implement `vjp` for it",
-        },
-        other => other,
+    let mut gradients = given?.ok_or(Error::Unsupported {
+        backend: field,
+        feature: "gradients",
+        instead: "Implement `vjp` for it",
     })?;
     for (gradient, operand) in gradients.iter_mut().zip(operands) {
         if gradient.shape() != operand.shape() {

@@ -4,20 +4,21 @@ use crate::einsum_backward::Backward;
 use crate::functions::{DotProductAttention, Kept, Purpose, Rounded, attention};
 use crate::inputs::same;
 use crate::stage::{HostKernels, Keep, Options};
-use crate::stage_backward::{self, AttentionParts, Given, cast, check_float};
+use crate::stage_backward::{self, AttentionParts, Given, cast_like, of_float};
 use crate::tensor::{Tensor, TensorView};
 use attn_core::{Dims, Error, Result, ScalarType};
 
-/// The gradients of [`dot_product_attention`](crate::dot_product_attention), each of its array's shape and dtype.
+/// The gradients of [`dot_product_attention`](crate::dot_product_attention), each of its array's shape and dtype. An array of
+/// integers has none.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct AttentionGradients {
     /// `[batch..., query_length, heads, depth]`.
-    pub d_query: Tensor,
+    pub d_query: Option<Tensor>,
     /// `[batch..., key_length, heads, depth]`.
-    pub d_key: Tensor,
+    pub d_key: Option<Tensor>,
     /// `[batch..., key_length, heads, value_depth]`.
-    pub d_value: Tensor,
+    pub d_value: Option<Tensor>,
     /// Of the bias's own shape, summed over the axes that it was broadcast along; `None` without a bias.
     pub d_bias: Option<Tensor>,
 }
@@ -52,15 +53,14 @@ impl core::fmt::Debug for AttentionResiduals<'_> {
 /// let one = TensorView::from_slice(&[1.0f32], &[1, 1, 1])?;
 /// let gradients = residuals.backward(&cpu, one)?;
 /// assert_eq!(out.to_vec_f64(), [2.0]);
-/// assert_eq!(gradients.d_value.to_vec_f64(), [0.5, 0.5]);
-/// assert_eq!(gradients.d_key.to_vec_f64(), [-0.5, 0.5]);
+/// let [d_key, d_value] = [gradients.d_key, gradients.d_value].map(|gradient| gradient.expect("of floats").to_vec_f64());
+/// assert_eq!((d_key, d_value), (vec![-0.5, 0.5], vec![0.5, 0.5]));
 /// # Ok::<(), attn_layers::Error>(())
 /// ```
 ///
 /// # Errors
 ///
-/// Those of [`dot_product_attention`](crate::dot_product_attention); [`Error::DTypeMismatch`] for an array of integers, which has no
-/// gradient.
+/// Those of [`dot_product_attention`](crate::dot_product_attention).
 pub fn dot_product_attention_vjp<'a, B: HostKernels>(
     backend: &B,
     arguments: &DotProductAttention<'a>,
@@ -71,12 +71,6 @@ pub fn dot_product_attention_vjp<'a, B: HostKernels>(
         gradients: true,
     };
     let core = attention(backend, arguments, &value, None, purpose)?;
-    check_float("query", &arguments.query)?;
-    check_float("key", &arguments.key)?;
-    check_float("value", &value)?;
-    if let Some(bias) = &arguments.bias {
-        check_float("bias", bias)?;
-    }
     let residuals = AttentionResiduals {
         arguments: *arguments,
         value,
@@ -108,13 +102,13 @@ impl AttentionResiduals<'_> {
         let AttentionParts { heads, bias } = call.backward(backend, &d_out)?;
         let [d_query, d_key, d_value] = heads;
         let d_bias = match (bias, &self.arguments.bias) {
-            (Some(gradient), Some(bias)) => Some(cast(gradient, bias.scalar())?),
+            (Some(gradient), Some(bias)) => of_float(cast_like(gradient, bias)?, bias),
             _ => None,
         };
         Ok(AttentionGradients {
-            d_query,
-            d_key,
-            d_value,
+            d_query: of_float(d_query, &self.arguments.query),
+            d_key: of_float(d_key, &self.arguments.key),
+            d_value: of_float(d_value, &self.value),
             d_bias,
         })
     }
@@ -141,7 +135,7 @@ pub(crate) struct CoreCall<'a> {
 }
 
 impl CoreCall<'_> {
-    /// The gradients of query, key and value, in their dtypes.
+    /// The gradients of query, key and value, in their dtypes where those are floats.
     pub(crate) fn backward<B: HostKernels>(
         &self,
         backend: &B,
@@ -189,9 +183,9 @@ impl CoreCall<'_> {
         let [d_query, d_key, d_value] = parts.heads;
         Ok(AttentionParts {
             heads: [
-                cast(d_query, arguments.query.scalar())?,
-                cast(d_key, arguments.key.scalar())?,
-                cast(d_value, value.scalar())?,
+                cast_like(d_query, &arguments.query)?,
+                cast_like(d_key, &arguments.key)?,
+                cast_like(d_value, value)?,
             ],
             bias: parts.bias,
         })

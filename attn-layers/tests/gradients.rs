@@ -6,9 +6,9 @@ mod support;
 use attn_layers::cpu::Cpu;
 use attn_layers::tensor::{Tensor, TensorView};
 use attn_layers::{
-    AttentionArgs, AttentionFn, CacheAccess, Call, DType, DotGeneral, DotProductAttention, Einsum,
-    Error, Gradients, HostKernels, MultiHeadDotProductAttention, ParamSource, Result, ScalarType,
-    dot_product_attention, dot_product_attention_vjp,
+    AttentionArgs, AttentionFn, AttentionGradients, CacheAccess, Call, DType, DotGeneral,
+    DotProductAttention, Einsum, Error, Gradients, HostKernels, MultiHeadDotProductAttention,
+    ParamSource, Result, ScalarType, dot_product_attention, dot_product_attention_vjp,
 };
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -358,7 +358,8 @@ proptest! {
         let d_out = numbers.tensor(ScalarType::F64, out.shape(), 1.0);
         let gradients = residuals.backward(&cpu, d_out.view()).unwrap();
         prop_assert_eq!(gradients.d_bias.is_some(), bias.is_some());
-        let all = [Some(gradients.d_query), Some(gradients.d_key), Some(gradients.d_value), gradients.d_bias];
+        prop_assert!(gradients.d_query.is_some() && gradients.d_key.is_some() && gradients.d_value.is_some());
+        let all = [gradients.d_query, gradients.d_key, gradients.d_value, gradients.d_bias];
         for (index, gradient) in all.into_iter().flatten().enumerate() {
             let direction = numbers.tensor(ScalarType::F64, arrays[index].shape(), 1.0);
             let (derivative, _) = along(&gradient, &direction);
@@ -431,7 +432,7 @@ impl Einsum for PlainEinsum {
         lhs: TensorView<'_>,
         rhs: TensorView<'_>,
         d_out: TensorView<'_>,
-    ) -> Result<[Tensor; 2]> {
+    ) -> Result<Option<[Tensor; 2]>> {
         let sizes = sizes_of(spec, lhs.shape(), rhs.shape());
         let scores = spec == "...qhd,...khd->...hqk";
         let (mut d_lhs, mut d_rhs) = (vec![0.0; lhs.elements()], vec![0.0; rhs.elements()]);
@@ -444,10 +445,10 @@ impl Einsum for PlainEinsum {
             d_lhs[left] += d_out.get_f64(out) * rhs.get_f64(key);
             d_rhs[key] += d_out.get_f64(out) * lhs.get_f64(left);
         });
-        Ok([
+        Ok(Some([
             Tensor::from_f64s(lhs.scalar(), lhs.shape(), d_lhs)?,
             Tensor::from_f64s(rhs.scalar(), rhs.shape(), d_rhs)?,
-        ])
+        ]))
     }
 }
 
@@ -473,7 +474,7 @@ impl DotGeneral for PlainProduct {
         lhs: TensorView<'_>,
         rhs: TensorView<'_>,
         d_out: TensorView<'_>,
-    ) -> Result<[Tensor; 2]> {
+    ) -> Result<Option<[Tensor; 2]>> {
         let (features, outputs) = (rhs.shape()[0], rhs.shape()[1]);
         let rows = lhs.elements() / features;
         let (mut d_lhs, mut d_rhs) = (vec![0.0; lhs.elements()], vec![0.0; rhs.elements()]);
@@ -486,10 +487,10 @@ impl DotGeneral for PlainProduct {
                 }
             }
         }
-        Ok([
+        Ok(Some([
             Tensor::from_f64s(lhs.scalar(), lhs.shape(), d_lhs)?,
             Tensor::from_f64s(rhs.scalar(), rhs.shape(), d_rhs)?,
-        ])
+        ]))
     }
 }
 
@@ -529,12 +530,18 @@ impl AttentionFn for PlainAttention {
         value: TensorView<'_>,
         args: &AttentionArgs<'_>,
         d_out: TensorView<'_>,
-    ) -> Result<[Tensor; 3]> {
+    ) -> Result<Option<[Tensor; 3]>> {
         let cpu = Cpu::detect();
         let arguments = arguments(query, key, args);
         let (_, residuals) = dot_product_attention_vjp(&cpu, &arguments, value)?;
-        let gradients = residuals.backward(&cpu, d_out)?;
-        Ok([gradients.d_query, gradients.d_key, gradients.d_value])
+        let AttentionGradients {
+            d_query,
+            d_key,
+            d_value,
+            ..
+        } = residuals.backward(&cpu, d_out)?;
+        let all = || Some([d_query?, d_key?, d_value?]);
+        Ok(all())
     }
 }
 
@@ -694,8 +701,8 @@ fn a_vjp_of_wrong_shapes_is_an_error() {
             lhs: TensorView<'_>,
             _: TensorView<'_>,
             _: TensorView<'_>,
-        ) -> Result<[Tensor; 2]> {
-            Ok([lhs.to_tensor()?, lhs.to_tensor()?])
+        ) -> Result<Option<[Tensor; 2]>> {
+            Ok(Some([lhs.to_tensor()?, lhs.to_tensor()?]))
         }
     }
     let world = World::new(&example(), DType::F32);
@@ -714,6 +721,40 @@ fn a_vjp_of_wrong_shapes_is_an_error() {
             ..
         })
     ));
+}
+
+#[test]
+fn an_error_of_a_vjp_stays_as_it_is() {
+    /// What the layer itself would say of a hook without gradients.
+    const ITS_OWN: Error = Error::Unsupported {
+        backend: "hook",
+        feature: "gradients",
+        instead: "Implement `vjp` for it",
+    };
+    struct Fails;
+    impl DotGeneral for Fails {
+        fn call(&self, lhs: TensorView<'_>, rhs: TensorView<'_>) -> Result<Tensor> {
+            PlainProduct.call(lhs, rhs)
+        }
+        fn vjp(
+            &self,
+            _: TensorView<'_>,
+            _: TensorView<'_>,
+            _: TensorView<'_>,
+        ) -> Result<Option<[Tensor; 2]>> {
+            Err(ITS_OWN)
+        }
+    }
+    let world = World::new(&example(), DType::F32);
+    let layer = MultiHeadDotProductAttention {
+        out_dot_general: Some(&Fails),
+        ..world.layer.clone()
+    };
+    let params = world.params(&world.arrays);
+    let call = world.call(&world.arrays);
+    let (_, residuals) = layer.forward(&Cpu::detect(), &params, call).unwrap();
+    let error = layer.backward(&Cpu::detect(), &residuals, world.d_out.view());
+    assert_eq!(error.unwrap_err(), ITS_OWN);
 }
 
 /// What the gradients of one array are off by in several calls, as a sum of squares.
@@ -979,6 +1020,62 @@ fn an_input_of_integers_goes_without_a_gradient_and_leaves_the_others_theirs() {
     assert!(integers.d_inputs_v.is_none() && floats.d_inputs_v.is_some());
     assert_eq!(integers.d_inputs_q, floats.d_inputs_q);
     assert_eq!(integers.params, floats.params);
+}
+
+#[test]
+fn an_operand_of_integers_goes_without_a_gradient_and_leaves_the_others_theirs() {
+    let mut numbers = Numbers(17);
+    let shapes: [&[usize]; 4] = [&[2, 4, 2, 3], &[2, 5, 2, 3], &[2, 5, 2, 6], &[4, 5]];
+    let whole = shapes.map(|shape| {
+        let array = numbers.tensor(ScalarType::F32, shape, 4.0);
+        array.view().to_scalar(ScalarType::I32).unwrap()
+    });
+    let floats = whole.each_ref().map(|array| {
+        let array = array.view().to_scalar(ScalarType::F32);
+        array.unwrap()
+    });
+    let cpu = Cpu::detect();
+    let d_out = numbers.tensor(ScalarType::F32, &[2, 4, 2, 6], 1.0);
+    for einsums in [false, true] {
+        let run = |arrays: [&Tensor; 4]| {
+            let [query, key, value, bias] = arrays.map(Tensor::view);
+            let mut arguments = DotProductAttention::new(query, key);
+            arguments.bias = Some(bias);
+            if einsums {
+                arguments.qk_attn_weights_einsum = Some(&PlainEinsum);
+                arguments.attn_weights_value_einsum = Some(&PlainEinsum);
+            }
+            let (out, residuals) = dot_product_attention_vjp(&cpu, &arguments, value).unwrap();
+            let AttentionGradients {
+                d_query,
+                d_key,
+                d_value,
+                d_bias,
+                ..
+            } = residuals.backward(&cpu, d_out.view()).unwrap();
+            (out, [d_query, d_key, d_value, d_bias])
+        };
+        let (out, wanted) = run(floats.each_ref());
+        assert!(
+            wanted
+                .iter()
+                .flatten()
+                .all(|gradient| largest(gradient) > 0.0)
+        );
+        // The first, the second, …, and all of them.
+        for integers in [1u8, 2, 4, 8, 15] {
+            let is_integer = |n: usize| integers >> n & 1 == 1;
+            let given = [0, 1, 2, 3].map(|n| if is_integer(n) { &whole[n] } else { &floats[n] });
+            let (got_out, got) = run(given);
+            assert_eq!(got_out, out);
+            for (n, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+                match is_integer(n) {
+                    true => assert!(got.is_none()),
+                    false => assert!(got.is_some() && got == wanted, "{n}"),
+                }
+            }
+        }
+    }
 }
 
 #[test]

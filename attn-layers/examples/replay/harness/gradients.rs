@@ -42,9 +42,9 @@ pub(crate) fn of_attention(
     let (out, residuals) = dot_product_attention_vjp(cpu, arguments, value)?;
     let gradients = residuals.backward(cpu, d_out)?;
     let operands = [
-        ("d_query", Some(gradients.d_query)),
-        ("d_key", Some(gradients.d_key)),
-        ("d_value", Some(gradients.d_value)),
+        ("d_query", gradients.d_query),
+        ("d_key", gradients.d_key),
+        ("d_value", gradients.d_value),
         ("d_bias", gradients.d_bias),
     ];
     Ok((out, present(operands)))
