@@ -188,6 +188,24 @@ fn the_stream_gives_the_modules_own_key() {
 }
 
 #[test]
+fn draw_0_is_an_error_where_a_key_is_drawn() {
+    let mut world = World::new(0.5);
+    fn none(world: &World) -> Call<'_> {
+        let call = world.call().with_rngs(dropout_stream(1));
+        call.with_make_rng_count(0)
+    }
+    let error = world.run(none(&world)).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("from 1"), "{error}");
+    // A key of the call's own is not drawn, nor is one without dropout.
+    let given = world.out(world.call().with_dropout_rng(Some([3, 4])));
+    let both = none(&world).with_dropout_rng(Some([3, 4]));
+    assert_eq!(world.out(both), given);
+    world.layer.deterministic = Some(true);
+    assert!(world.run(none(&world)).is_ok());
+}
+
+#[test]
 fn without_a_key_dropout_is_an_error_and_deterministic_needs_none() {
     let mut world = World::new(0.5);
     assert_eq!(world.run(world.call()), Err(Error::DropoutRngMissing));

@@ -65,9 +65,10 @@ impl Rngs {
     ///
     /// # Errors
     ///
-    /// [`Error::DropoutRngMissing`], [`Error::ParamsRngMissing`] if neither the stream nor `params` is there.
+    /// [`Error::DropoutRngMissing`], [`Error::ParamsRngMissing`] if neither the stream nor `params` is there; [`Error::Unsupported`] for a
+    /// `count` of 0.
     pub fn make_rng(&self, stream: Stream, path: &[&str], count: u32) -> Result<Key> {
-        Ok(self.fold(self.key(stream)?, path.iter().copied(), count))
+        self.fold(self.key(stream)?, path.iter().copied(), count)
     }
 
     /// The key of parameter `count` (from 1) of the module `scope` below `path`: of a dense layer the kernel is 1 and the bias 2.
@@ -75,7 +76,7 @@ impl Rngs {
     ///
     /// # Errors
     ///
-    /// [`Error::ParamsRngMissing`] if the stream is not there.
+    /// [`Error::ParamsRngMissing`] if the stream is not there; [`Error::Unsupported`] for a `count` of 0.
     ///
     /// ```
     /// use attn_layers::random::{Key, Rngs};
@@ -86,7 +87,7 @@ impl Rngs {
     pub fn param_key(&self, path: &[&str], scope: &str, count: u32) -> Result<Key> {
         let below = (!scope.is_empty()).then_some(scope);
         let names = path.iter().copied().chain(below);
-        Ok(self.fold(self.key(Stream::Params)?, names, count))
+        self.fold(self.key(Stream::Params)?, names, count)
     }
 
     fn key(&self, stream: Stream) -> Result<Key> {
@@ -96,7 +97,10 @@ impl Rngs {
         }
     }
 
-    fn fold<'n>(&self, key: Key, names: impl Iterator<Item = &'n str>, count: u32) -> Key {
+    fn fold<'n>(&self, key: Key, names: impl Iterator<Item = &'n str>, count: u32) -> Result<Key> {
+        if count == 0 {
+            return Err(NO_DRAW);
+        }
         let mut hash = Sha1::new();
         let mut part = |bytes: &[u8]| {
             if self.names == PathNames::Separated {
@@ -109,11 +113,18 @@ impl Rngs {
         let leading_zeros = count.iter().take_while(|&&byte| byte == 0).count();
         part(&count[leading_zeros..]);
         let digest: [u8; 20] = hash.finalize().into();
-        key.fold_in(u32::from_be_bytes([
+        Ok(key.fold_in(u32::from_be_bytes([
             digest[0], digest[1], digest[2], digest[3],
-        ]))
+        ])))
     }
 }
+
+/// No module of Flax ever draws it.
+const NO_DRAW: Error = Error::Unsupported {
+    backend: "a random stream",
+    feature: "a draw of number 0",
+    instead: "Count a module's draws from 1",
+};
 
 #[cfg(test)]
 mod tests {
@@ -170,6 +181,18 @@ mod tests {
             dropout.param_key(&[], "query", 1),
             Err(Error::ParamsRngMissing)
         );
+    }
+
+    #[test]
+    fn draws_are_counted_from_one() {
+        let rngs = Rngs::params(ZERO);
+        for drawn in [
+            rngs.make_rng(Stream::Params, &[], 0),
+            rngs.make_rng(Stream::Dropout, &["layer"], 0),
+            rngs.param_key(&[], "query", 0),
+        ] {
+            assert_eq!(drawn, Err(NO_DRAW));
+        }
     }
 
     #[test]
