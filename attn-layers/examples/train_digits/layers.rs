@@ -137,19 +137,31 @@ mod tests {
     use super::*;
     use crate::nn::layer_norm;
 
-    /// Holds a gradient against differences: `f` is linear up to `h^2 f'''/6`, and each of its two values is off by some roundings.
-    fn check(f: impl Fn(&[f32]) -> f64, at: &[f32], gradient: &[f32]) {
+    const EPSILON: f32 = 1e-6;
+
+    /// What one rounding is off by, relatively.
+    const UNIT: f64 = f32::EPSILON as f64 / 2.0;
+
+    /// Holds a gradient against the slope between two points, which is off by `h^2 f'''/6` and by the roundings of the two values,
+    /// `rounding` at most each, over their distance. `f'''` is itself had from differences, whose roundings are half as much again:
+    /// twice the sum holds all.
+    fn check(f: impl Fn(&[f32]) -> f64, at: &[f32], gradient: &[f32], rounding: f64) {
         let h = 1e-2f32;
         for (i, &gradient) in gradient.iter().enumerate() {
-            let [high, low] = [h, -h].map(|step| {
+            let [lowest, low, high, highest] = [-2.0 * h, -h, h, 2.0 * h].map(|step| {
                 let mut moved = at.to_vec();
                 moved[i] += step;
-                f(&moved)
+                (f64::from(moved[i]), f(&moved))
             });
-            let slope = (high - low) / (2.0 * f64::from(h));
+            let distance = high.0 - low.0;
+            let slope = (high.1 - low.1) / distance;
+            let half = distance / 2.0;
+            let third = (highest.1 - 2.0 * high.1 + 2.0 * low.1 - lowest.1) / (2.0 * half.powi(3));
+            let bent = third.abs() * half.powi(2) / 6.0;
+            let rounded = 2.0 * rounding / distance;
             assert!(
-                (slope - f64::from(gradient)).abs() < 2e-3,
-                "{i}: {slope} {gradient}"
+                (slope - f64::from(gradient)).abs() <= 2.0 * (bent + rounded),
+                "{i}: {slope} {gradient}, {bent} {rounded}"
             );
         }
     }
@@ -167,41 +179,101 @@ mod tests {
             .collect()
     }
 
+    fn magnitudes(x: &[f32]) -> Vec<f32> {
+        x.iter().map(|x| x.abs()).collect()
+    }
+
+    /// A sum of `features` products and a bias: each addition rounds at most the sum of magnitudes, and so do the products together.
+    fn dense_rounding(x: &[f32], kernel: &[f32], bias: &[f32], d_y: &[f32]) -> f64 {
+        let [x, kernel, bias, d_y] = [x, kernel, bias, d_y].map(magnitudes);
+        let features = kernel.len() / bias.len();
+        (features + 1) as f64 * UNIT * weighted(&dense(&x, &kernel, &bias), &d_y)
+    }
+
+    /// The roundings of `(x - mean) * (inverse * scale) + bias`, those within mean and inverse included: the mean is off by a rounding
+    /// for each feature, and the variance, a difference of two sums of that length, by some 3 for each, of the mean of squares.
+    fn layer_norm_rounding(x: &[f32], scale: &[f32], bias: &[f32], d_y: &[f32]) -> f64 {
+        let features = scale.len();
+        let n = features as f64;
+        let rows = x.chunks_exact(features).zip(d_y.chunks_exact(features));
+        rows.map(|(x, d_y)| {
+            let (mean, inverse) = statistics(x, EPSILON);
+            let (mean, inverse) = (f64::from(mean), f64::from(inverse));
+            let wide = || x.iter().map(|&x| f64::from(x));
+            let magnitude = wide().map(f64::abs).sum::<f64>() / n;
+            let square = wide().map(|x| x * x).sum::<f64>() / n;
+            // Half the variance's own, and those of adding epsilon, of root and reciprocal.
+            let of_inverse = 1.5 * (n + 1.0) * square * inverse.powi(2) + 3.0;
+            let each = wide().zip(scale).zip(bias).zip(d_y);
+            each.map(|(((x, &scale), &bias), &d_y)| {
+                let normal = (x - mean).abs() * (of_inverse + 3.0) + n * magnitude;
+                let scaled = f64::from(scale.abs()) * inverse;
+                let sum = scaled * (x - mean).abs() + f64::from(bias.abs());
+                UNIT * f64::from(d_y.abs()) * (scaled * normal + sum)
+            })
+            .sum::<f64>()
+        })
+        .sum()
+    }
+
+    /// The roundings of a mean of `log(sum(exp(logit - largest))) - (logit - largest)`, where `spread` is the most that a difference can be.
+    fn cross_entropy_rounding(classes: usize, rows: usize, spread: f64) -> f64 {
+        let (classes, rows) = (classes as f64, rows as f64);
+        let loss = classes.ln() + spread;
+        // Of the sum relatively, thus of its logarithm absolutely: a difference, an exponential of two roundings, and the additions.
+        let of_sum = spread + 2.0 + classes;
+        // The logarithm's own two, the other difference, and their difference.
+        let of_row = of_sum + 2.0 * classes.ln() + spread + loss;
+        UNIT * (of_row + (rows + 1.0) * loss)
+    }
+
     #[test]
     fn gradients_of_a_dense_layer_are_slopes() {
         let (x, kernel, bias, d_y) = (numbers(6, 1), numbers(12, 2), numbers(4, 3), numbers(8, 4));
         let got = dense_backward(&x, &kernel, &d_y, 4);
-        check(|x| weighted(&dense(x, &kernel, &bias), &d_y), &x, &got.d_x);
+        let rounding = dense_rounding(&x, &kernel, &bias, &d_y);
+        check(
+            |x| weighted(&dense(x, &kernel, &bias), &d_y),
+            &x,
+            &got.d_x,
+            rounding,
+        );
         check(
             |kernel| weighted(&dense(&x, kernel, &bias), &d_y),
             &kernel,
             &got.d_kernel,
+            rounding,
         );
         check(
             |bias| weighted(&dense(&x, &kernel, bias), &d_y),
             &bias,
             &got.d_bias,
+            rounding,
         );
     }
 
     #[test]
     fn gradients_of_a_layer_norm_are_slopes() {
         let (x, scale, bias, d_y) = (numbers(10, 1), numbers(5, 2), numbers(5, 3), numbers(10, 4));
-        let got = layer_norm_backward(&x, &scale, 1e-6, &d_y);
+        let got = layer_norm_backward(&x, &scale, EPSILON, &d_y);
+        let rounding = layer_norm_rounding(&x, &scale, &bias, &d_y);
         check(
-            |x| weighted(&layer_norm(x, &scale, &bias, 1e-6), &d_y),
+            |x| weighted(&layer_norm(x, &scale, &bias, EPSILON), &d_y),
             &x,
             &got.d_x,
+            rounding,
         );
         check(
-            |scale| weighted(&layer_norm(&x, scale, &bias, 1e-6), &d_y),
+            |scale| weighted(&layer_norm(&x, scale, &bias, EPSILON), &d_y),
             &scale,
             &got.d_scale,
+            rounding,
         );
         check(
-            |bias| weighted(&layer_norm(&x, &scale, bias, 1e-6), &d_y),
+            |bias| weighted(&layer_norm(&x, &scale, bias, EPSILON), &d_y),
             &bias,
             &got.d_bias,
+            rounding,
         );
     }
 
@@ -209,10 +281,13 @@ mod tests {
     fn the_gradient_of_cross_entropy_is_its_slope() {
         let (logits, labels) = (numbers(12, 5), [2, 0, 3]);
         let (_, gradient) = cross_entropy(&logits, &labels);
+        // The logits lie between -1 and 1.
+        let rounding = cross_entropy_rounding(logits.len() / labels.len(), labels.len(), 2.0);
         check(
             |logits| cross_entropy(logits, &labels).0.into(),
             &logits,
             &gradient,
+            rounding,
         );
     }
 }
