@@ -1,7 +1,8 @@
 //! What a training step holds, against its own arrays, over the length: `cargo run --release --example memory`.
 //!
 //! The attention core (one batch entry, 8 heads of depth 64, `float32`) is run forward and backward at each length in buffers of this
-//! program; beside them the kernels hold nothing that grows. The layer around it keeps projections and context too.
+//! program; beside them the kernels hold little. The limit holds for the core. The layer around it keeps projections and context too,
+//! and makes their gradients: its step holds up to three times its arrays.
 #![expect(clippy::print_stdout, reason = "a program")]
 
 use anyhow::Result;
@@ -21,21 +22,30 @@ fn main() -> Result<()> {
     println!(
         "one training step, batch 1, {HEADS} heads of depth {DEPTH}, float32, 2 threads; MB\n"
     );
-    println!("             attention core                     layer");
+    println!("{:>35} {:>35}", "attention core", "layer");
     println!(
-        "  length     arrays   beside them     x         arrays   beside them    scores would be"
+        "{:>8} {:>10} {:>14} {:>9} {:>10} {:>14} {:>9} {:>17}",
+        "length",
+        "arrays",
+        "beside them",
+        "times",
+        "arrays",
+        "beside them",
+        "times",
+        "scores would be"
     );
     for length in LENGTHS {
         let core = core_step(&cpu, length)?;
         let layer = layer_step(&cpu, length)?;
         let scores = HEADS * length * length * size_of::<f32>();
         println!(
-            "{length:>8} {:>10.1} {:>10.1} {:>9.2} {:>14.1} {:>10.1} {:>15.1}  {}",
+            "{length:>8} {:>10.1} {:>14.1} {:>9.2} {:>10.1} {:>14.1} {:>9.2} {:>17.1}  {}",
             mega(core.arrays),
             mega(core.beside),
             core.ratio(),
             mega(layer.arrays),
             mega(layer.beside),
+            layer.ratio(),
             mega(scores),
             "#".repeat((mega(core.arrays + core.beside) / 4.0).ceil() as usize)
         );
@@ -47,7 +57,10 @@ fn main() -> Result<()> {
     }
     println!(
         "\ncore: query, key, value, output and their gradients; beside them statistics and scratch.\n\
-         layer: inputs, outputs, parameters and their gradients; beside them residuals and scratch."
+         layer: input, output, parameters and their gradients; beside them residuals and scratch.\n\n\
+         The limit of {LIMIT} times holds for the core alone. A step of the layer holds up to 3 times its arrays: to the four of the\n\
+         length (input, output and their gradients) come queries, keys, values and context, kept for the backward pass, and\n\
+         the gradients of these four. Core and layer both grow with the length, not with its square."
     );
     Ok(())
 }
