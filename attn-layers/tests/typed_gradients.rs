@@ -301,7 +301,7 @@ fn world_agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, world: &Wo
         ..
     } = &gradients;
     let others = [d_inputs_k, d_inputs_v, d_inputs_kv];
-    let inputs = d_inputs_q.into_iter().chain(others.into_iter().flatten());
+    let inputs = d_inputs_q.iter().chain(others.into_iter().flatten());
     assert!(buffers.inputs.iter().eq(inputs), "{what}");
     for (path, gradient) in &buffers.params {
         let (scope, name) = path.split_once('/').expect("a path");
