@@ -2,7 +2,7 @@
 //!
 //! The attention core (one batch entry, 8 heads of depth 64, `float32`) is run forward and backward at each length in buffers of this
 //! program; beside them the kernels hold little. The limit holds for the core. The layer around it keeps projections and context too,
-//! and makes their gradients: its step holds up to three times its arrays.
+//! and makes their gradients: a long step holds about three times its arrays.
 #![expect(clippy::print_stdout, reason = "a program")]
 
 use anyhow::Result;
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     println!(
         "\ncore: query, key, value, output and their gradients; beside them statistics and scratch.\n\
          layer: input, output, parameters and their gradients; beside them residuals and scratch.\n\n\
-         The limit of {LIMIT} times holds for the core alone. A step of the layer holds up to 3 times its arrays: to the four of the\n\
+         The limit of {LIMIT} times holds for the core alone. A step of the layer holds about 3 times its arrays: to the four of the\n\
          length (input, output and their gradients) come queries, keys, values and context, kept for the backward pass, and\n\
          the gradients of these four. Core and layer both grow with the length, not with its square."
     );
