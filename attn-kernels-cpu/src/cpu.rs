@@ -136,8 +136,8 @@ impl Backend for Cpu {
 macro_rules! impl_kernels {
     ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {$(
         impl Kernels<$type> for Cpu {
-            fn project_scratch(&self, rows: usize, features: usize, _outputs: usize) -> usize {
-                project::scratch::<$type>(self, rows, features)
+            fn project_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {
+                project::scratch::<$type>(self, rows, features, outputs)
             }
 
             fn project(

@@ -3,14 +3,15 @@
 //! A job is a block of rows times a group of columns. Within it, panels of the right factor as wide as a register tile are
 //! widened (or only gathered) into scratch once and used for all rows of the block; few rows read the right factor as it
 //! lies. Every output is one chain over the depth in order, so its bits do not depend on the cut into jobs; only
-//! matrixmultiply, which `RowOrder::Any` allows for large `f32` and `f64` products, sums in its own order, on a cut into
+//! matrixmultiply, which `RowOrder::Any` allows for large `f64` products, sums in its own order, on a cut into
 //! rows that is the same for every number of threads.
 
 use crate::cpu::Cpu;
 use crate::element::Stored;
 use crate::gemm::{self, Strided};
 use crate::micro::{
-    Block, ByRows, MAX_WIDTH, for_each_block, load_tile, multiply, store_tile, width,
+    Block, ByColumns, ByRows, Left, MAX_ROWS, MAX_WIDTH, for_each_block, load_tile, multiply,
+    store_tile, width,
 };
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
@@ -18,28 +19,62 @@ use crate::threads::Jobs;
 use attn_core::{HostView, Layout, RowOrder};
 use core::ops::Range;
 
-/// Rows of a job: the panel of the right factor is widened once for so many.
-const ROWS: usize = 48;
+/// Most rows of a job: the panel of the right factor is gathered once for so many. Their results, 384 × 256 × 4 bytes = 384 KiB,
+/// and a block of the left factor, 288 KiB, stay in L2.
+const ROWS: usize = 384;
+/// Fewest rows of a job where there are threads to keep busy.
+const MIN_ROWS: usize = 48;
 /// Fewer rows read the right factor as it lies: gathering a panel costs about as much as two rows' products.
 const PANEL_ROWS: usize = 3;
 /// Columns of a job: whole panels of every instruction set, and enough jobs for the threads where rows are few.
 const COLUMNS: usize = 256;
-/// Depth of a panel: with 32 columns it takes 64 KiB, and the rows beside it 96 KiB, of L2. Sums go on where they stood.
-const DEPTH: usize = 512;
+/// Depth of a panel: 192 × 32 × 4 bytes = 24 KiB of L1, and 6 KiB for eight rows of the left factor. Sums go on where they
+/// stood.
+const DEPTH: usize = 192;
 /// Rows of one call of matrixmultiply.
 const GEMM_ROWS: usize = 256;
 /// Bytes to which the panel is aligned.
 const ALIGN: usize = 64;
 
-/// Elements of scratch for one worker: widened rows, a panel of the right factor, a bias, a block of results.
-const fn worker_scratch<A>(rows: usize, depth: usize) -> usize {
-    let rows = if rows < ROWS { rows } else { ROWS };
-    let depth = if depth < DEPTH { depth } else { DEPTH };
-    (rows + MAX_WIDTH) * depth + rows * COLUMNS + MAX_WIDTH + ALIGN / size_of::<A>()
+/// The sizes of a product, and how it is cut into jobs. The cut changes no bit of the result.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Rows of a job.
+    rows: usize,
+    /// Columns of a job's block, whole panels.
+    columns: usize,
+    /// Depth of a panel.
+    depth: usize,
 }
 
-pub(crate) fn scratch<T: Stored>(cpu: &Cpu, rows: usize, depth: usize) -> usize {
-    worker_scratch::<T::Acc>(rows, depth).saturating_mul(cpu.threads())
+impl Cut {
+    fn new(cpu: &Cpu, rows: usize, depth: usize, outputs: usize) -> Self {
+        let groups = outputs.div_ceil(COLUMNS).max(1);
+        // Twice as many jobs as threads, if the rows allow it.
+        let per_job = (rows.div_ceil(2 * cpu.threads())).saturating_mul(groups);
+        let most = match cpu.threads() {
+            1 => ROWS,
+            _ => per_job.next_multiple_of(MAX_ROWS).clamp(MIN_ROWS, ROWS),
+        };
+        Self {
+            rows: rows.min(most),
+            columns: outputs.min(COLUMNS).next_multiple_of(MAX_WIDTH),
+            depth: depth.min(DEPTH),
+        }
+    }
+
+    /// Elements of scratch for one worker: widened rows, a panel of the right factor, a bias, a block of results.
+    fn worker_scratch<A>(&self) -> usize {
+        (self.rows + MAX_WIDTH) * self.depth
+            + self.rows * self.columns
+            + MAX_WIDTH
+            + ALIGN / size_of::<A>()
+    }
+}
+
+pub(crate) fn scratch<T: Stored>(cpu: &Cpu, rows: usize, depth: usize, outputs: usize) -> usize {
+    let cut = Cut::new(cpu, rows, depth, outputs);
+    cut.worker_scratch::<T::Acc>().saturating_mul(cpu.threads())
 }
 
 /// Rows anywhere, columns contiguous; or the transpose of that.
@@ -72,15 +107,15 @@ impl<'a, T: Stored> Matrix<'a, T> {
         &self.data[start + columns.start..start + columns.end]
     }
 
-    /// Widens a part of the columns of `row`.
+    /// Widens a block as it is stored, row after row: `[rows][columns]`, or `[columns][rows]` of a transposed matrix.
     #[inline(always)]
-    fn widen(&self, row: usize, columns: Range<usize>, to: &mut [T::Acc]) {
-        if self.transposed {
-            for (column, to) in columns.zip(to) {
-                *to = self.data[row_start(&self.layout, column) + row].to_acc();
-            }
-        } else {
-            T::widen(self.stored_row(row, columns), to);
+    fn widen(&self, rows: Range<usize>, columns: Range<usize>, to: &mut [T::Acc]) {
+        let (stored, along) = match self.transposed {
+            true => (columns, rows),
+            false => (rows, columns),
+        };
+        for (row, to) in stored.zip(to.chunks_exact_mut(along.len())) {
+            T::widen(self.stored_row(row, along.clone()), to);
         }
     }
 
@@ -147,11 +182,13 @@ impl<T: Stored> Dense<'_, T> {
             cpu.run(product.blocks(), scratch, 0, |jobs, _| product.run(jobs));
             return;
         }
-        let jobs = self.rows.div_ceil(ROWS) * self.outputs.div_ceil(COLUMNS);
-        let each = worker_scratch::<T::Acc>(self.rows, self.depth);
+        let cut = Cut::new(cpu, self.rows, self.depth, self.outputs);
+        let jobs = self.rows.div_ceil(cut.rows) * self.outputs.div_ceil(COLUMNS);
+        let each = cut.worker_scratch::<T::Acc>();
         cpu.run(jobs, scratch, each, |jobs, scratch| {
             cpu.level().dispatch(Worker {
                 call: self,
+                cut,
                 jobs,
                 scratch,
             });
@@ -265,6 +302,7 @@ impl<T: Stored> Gemm<'_, T> {
 /// One thread's share of the jobs.
 struct Worker<'a, 'c, T: Stored> {
     call: &'a Dense<'c, T>,
+    cut: Cut,
     jobs: &'a Jobs,
     scratch: &'a mut [T::Acc],
 }
@@ -286,16 +324,15 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let call = self.call;
+        let (call, cut) = (self.call, self.cut);
         let skip = self
             .scratch
             .as_ptr()
             .align_offset(ALIGN)
             .min(ALIGN / size_of::<T::Acc>());
-        let depth = call.depth.min(DEPTH);
-        let (panel, rest) = self.scratch[skip..].split_at_mut(MAX_WIDTH * depth);
+        let (panel, rest) = self.scratch[skip..].split_at_mut(MAX_WIDTH * cut.depth);
         let (bias, rest) = rest.split_at_mut(MAX_WIDTH);
-        let (block, left) = rest.split_at_mut(ROWS.min(call.rows) * COLUMNS);
+        let (block, left) = rest.split_at_mut(cut.rows * cut.columns);
         let mut buffers = Buffers {
             panel,
             bias,
@@ -304,8 +341,8 @@ where
         };
         let groups = call.outputs.div_ceil(COLUMNS);
         while let Some(job) = self.jobs.take() {
-            let (row, column) = (job / groups * ROWS, job % groups * COLUMNS);
-            let rows = row..(row + ROWS).min(call.rows);
+            let (row, column) = (job / groups * cut.rows, job % groups * COLUMNS);
+            let rows = row..(row + cut.rows).min(call.rows);
             let columns = column..(column + COLUMNS).min(call.outputs);
             multiply_block(simd, call, rows, columns, &mut buffers);
         }
@@ -326,9 +363,7 @@ fn multiply_block<S: Simd, T: Stored>(
     buffers.block[..columns.len().div_ceil(width) * tile].fill(T::Acc::default());
     for start in (0..call.depth).step_by(DEPTH) {
         let depth = start..(start + DEPTH).min(call.depth);
-        for (row, to) in rows.clone().zip(buffers.left.chunks_exact_mut(depth.len())) {
-            call.left.widen(row, depth.clone(), to);
-        }
+        call.left.widen(rows.clone(), depth.clone(), buffers.left);
         for (panel, block) in panels(&columns, width).zip(buffers.block.chunks_exact_mut(tile)) {
             let in_place = (rows.len() < PANEL_ROWS)
                 .then(|| call.right_in_place(&panel, width))
@@ -341,13 +376,20 @@ fn multiply_block<S: Simd, T: Stored>(
                 }
             };
             let mut product = Product {
-                left: buffers.left,
+                left: &*buffers.left,
+                rows: rows.len(),
                 right,
                 stride,
                 block,
                 depth: depth.len(),
             };
-            for_each_block::<S, T::Acc, _>(simd, rows.len(), &mut product);
+            match call.left.transposed {
+                true => {
+                    let mut product = OfColumns(product);
+                    for_each_block::<S, T::Acc, _>(simd, rows.len(), &mut product);
+                }
+                false => for_each_block::<S, T::Acc, _>(simd, rows.len(), &mut product),
+            }
         }
     }
     for (panel, block) in panels(&columns, width).zip(buffers.block.chunks_exact_mut(tile)) {
@@ -416,7 +458,9 @@ fn write_row<T: Stored>(call: &Dense<'_, T>, row: usize, column: usize, from: &m
 
 /// Rows of the left factor times a panel of the right one, added to a tile of results.
 struct Product<'a, A> {
+    /// `[rows][depth]`.
     left: &'a [A],
+    rows: usize,
     right: &'a [A],
     /// Elements of `right` from one step to the next.
     stride: usize,
@@ -424,14 +468,41 @@ struct Product<'a, A> {
     depth: usize,
 }
 
+/// The same of a left factor that lies transposed, `[depth][rows]`.
+struct OfColumns<'a, A>(Product<'a, A>);
+
+impl<A: Lane> Product<'_, A> {
+    #[inline(always)]
+    fn add<S: Simd, L: Left<A, ROWS>, const ROWS: usize>(
+        &mut self,
+        simd: S,
+        first: usize,
+        left: &L,
+    ) {
+        let width = width::<S, A>();
+        let tile = &mut self.block[first * width..][..ROWS * width];
+        let acc = load_tile::<S, A, ROWS>(simd, tile);
+        let acc = multiply(simd, self.depth, left, self.right, self.stride, acc);
+        store_tile::<S, A, ROWS>(acc, tile);
+    }
+}
+
 impl<S: Simd, A: Lane> Block<S> for Product<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
-        let width = width::<S, A>();
         let left = ByRows::<A, ROWS>::new(self.left, self.depth, first, self.depth);
-        let tile = &mut self.block[first * width..][..ROWS * width];
-        let acc = load_tile::<S, A, ROWS>(simd, tile);
-        let acc = multiply(simd, self.depth, &left, self.right, self.stride, acc);
-        store_tile::<S, A, ROWS>(acc, tile);
+        self.add(simd, first, &left);
+    }
+}
+
+impl<S: Simd, A: Lane> Block<S> for OfColumns<'_, A> {
+    #[inline(always)]
+    fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
+        let left = ByColumns {
+            matrix: self.0.left,
+            stride: self.0.rows,
+            first,
+        };
+        self.0.add::<S, _, ROWS>(simd, first, &left);
     }
 }

@@ -1,4 +1,4 @@
-//! The door to matrixmultiply, for large `f32` and `f64` products.
+//! The door to matrixmultiply, for large `f64` products.
 //!
 //! It packs both factors, which pays from some rows on; it allocates, so it is there with `std` only; and it chooses its
 //! instruction set itself, so it serves only where ours is the machine's best.
@@ -26,9 +26,8 @@ pub(crate) struct Strided {
 /// Whether matrixmultiply is the way for this product.
 pub(crate) fn serves<T: Element>(cpu: &Cpu, (m, k, n): (usize, usize, usize)) -> bool {
     let work = m.saturating_mul(k).saturating_mul(n);
-    let wide = matches!(T::DTYPE, attn_core::DType::F32 | attn_core::DType::F64);
     cfg!(feature = "std")
-        && wide
+        && T::DTYPE == attn_core::DType::F64
         && m >= MIN_ROWS
         && work >= MIN_WORK
         && cpu.isa() == crate::isa::Isa::detect()
@@ -57,36 +56,28 @@ pub(crate) fn multiply<T: Element>(
         inside(out_at, m, n, out.len()) && out_at.row >= n && out_at.column == 1,
         "product outside its buffer"
     );
-    macro_rules! call {
-        ($type:ty, $gemm:path) => {
-            if let (Ok(left), Ok(right), Ok(out)) = (
-                bytemuck::try_cast_slice::<T, $type>(left),
-                bytemuck::try_cast_slice::<T, $type>(right),
-                bytemuck::try_cast_slice_mut::<T, $type>(out),
-            ) {
-                let (left, right) = (
-                    left[left_at.first.min(left.len())..].as_ptr(),
-                    right[right_at.first.min(right.len())..].as_ptr(),
-                );
-                let out = out[out_at.first..].as_mut_ptr();
-                let strides = |at: Strided| (at.row as isize, at.column as isize);
-                let ((rsa, csa), (rsb, csb), (rsc, csc)) =
-                    (strides(left_at), strides(right_at), strides(out_at));
-                let beta = if accumulate { 1.0 } else { 0.0 };
-                // SAFETY: every index that the three matrices reach was checked above to lie inside its slice, and `out` is
-                // borrowed exclusively.
-                unsafe {
-                    $gemm(
-                        m, k, n, 1.0, left, rsa, csa, right, rsb, csb, beta, out, rsc, csc,
-                    );
-                }
-            }
-        };
-    }
-    match T::DTYPE {
-        attn_core::DType::F32 => call!(f32, matrixmultiply::sgemm),
-        attn_core::DType::F64 => call!(f64, matrixmultiply::dgemm),
-        attn_core::DType::F16 | attn_core::DType::BF16 => {}
+    let (Ok(left), Ok(right), Ok(out)) = (
+        bytemuck::try_cast_slice::<T, f64>(left),
+        bytemuck::try_cast_slice::<T, f64>(right),
+        bytemuck::try_cast_slice_mut::<T, f64>(out),
+    ) else {
+        return;
+    };
+    let (left, right) = (
+        left[left_at.first.min(left.len())..].as_ptr(),
+        right[right_at.first.min(right.len())..].as_ptr(),
+    );
+    let out = out[out_at.first..].as_mut_ptr();
+    let strides = |at: Strided| (at.row as isize, at.column as isize);
+    let ((rsa, csa), (rsb, csb), (rsc, csc)) =
+        (strides(left_at), strides(right_at), strides(out_at));
+    let beta = if accumulate { 1.0 } else { 0.0 };
+    // SAFETY: every index that the three matrices reach was checked above to lie inside its slice, and `out` is borrowed
+    // exclusively.
+    unsafe {
+        matrixmultiply::dgemm(
+            m, k, n, 1.0, left, rsa, csa, right, rsb, csb, beta, out, rsc, csc,
+        );
     }
 }
 

@@ -9,8 +9,8 @@ use attn_core::{
     RowOrder,
 };
 
-pub(crate) fn scratch<T: Stored>(cpu: &Cpu, rows: usize, features: usize) -> usize {
-    dense::scratch::<T>(cpu, rows, features)
+pub(crate) fn scratch<T: Stored>(cpu: &Cpu, rows: usize, features: usize, outputs: usize) -> usize {
+    dense::scratch::<T>(cpu, rows, features, outputs)
 }
 
 /// `out = input · kernel + bias`.
@@ -21,7 +21,10 @@ pub(crate) fn project<T: Stored>(
     scratch: &mut [T::Acc],
 ) -> Result<()> {
     let (rows, features, outputs) = projection.sizes(out.shape())?;
-    enough(scratch.len(), self::scratch::<T>(cpu, rows, features))?;
+    enough(
+        scratch.len(),
+        self::scratch::<T>(cpu, rows, features, outputs),
+    )?;
     contiguous_columns("input", projection.input.layout())?;
     contiguous_columns("kernel", projection.kernel.layout())?;
     contiguous_columns("output", out.layout())?;
@@ -47,8 +50,8 @@ pub(crate) fn backward_scratch<T: Stored>(
     features: usize,
     outputs: usize,
 ) -> usize {
-    let d_input = dense::scratch::<T>(cpu, rows, outputs);
-    d_input.max(dense::scratch::<T>(cpu, features, rows))
+    let d_input = dense::scratch::<T>(cpu, rows, outputs, features);
+    d_input.max(dense::scratch::<T>(cpu, features, rows, outputs))
 }
 
 /// `d_input = d_out · kernelᵀ`, `d_kernel = inputᵀ · d_out`, `d_bias = Σ d_out`.
