@@ -206,7 +206,7 @@ proptest! {
     }
 
     #[test]
-    fn a_call_that_fits_has_gradients_unless_it_has_integers(case in fitting()) {
+    fn a_call_that_fits_has_gradients_but_of_integers(case in fitting()) {
         let (params, [q, k, v], mask) = (case.params(), case.inputs(), case.mask());
         let call = Call::new(q.view())
             .with_inputs_k(Some(k.view()))
@@ -220,7 +220,7 @@ proptest! {
         };
         let source = params.source();
         let passed = layer.forward(&Cpu::detect(), &source, call);
-        if case.scalars.iter().any(|scalar| scalar.float().is_none()) {
+        if case.scalars[1].float().is_none() {
             let is_typed = matches!(passed, Err(Error::DTypeMismatch { .. }));
             prop_assert!(is_typed, "{:?}", passed.err());
             return Ok(());
@@ -231,9 +231,11 @@ proptest! {
         let gradients = gradients.map_err(|error| TestCaseError::fail(error.to_string()))?;
         let inputs = [gradients.d_inputs_q, gradients.d_inputs_k, gradients.d_inputs_v];
         for (gradient, input) in inputs.into_iter().zip([&q, &k, &v]) {
-            let gradient = gradient.expect("it was given");
-            prop_assert_eq!(gradient.shape(), input.shape());
-            prop_assert_eq!(gradient.scalar(), input.scalar());
+            prop_assert_eq!(gradient.is_some(), input.scalar().float().is_some());
+            if let Some(gradient) = gradient {
+                prop_assert_eq!(gradient.shape(), input.shape());
+                prop_assert_eq!(gradient.scalar(), input.scalar());
+            }
         }
         for (path, gradient) in gradients.params.iter() {
             let param = params.get(path);
