@@ -113,12 +113,13 @@ where
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let (mut tiles, copy) = Tiles::cut(self.scratch, &self.call.scoring.shape);
+        let (mut tiles, [k, v]) = Tiles::cut(self.scratch, &self.call.scoring.shape);
         while let Some(number) = self.jobs.take() {
             if self.of_bias {
-                self.call.run_bias(simd, number, &mut tiles, copy);
+                self.call
+                    .run_bias(simd, number, &mut tiles, [&mut *k, &mut *v]);
             } else {
-                self.call.run(simd, number, &mut tiles, copy);
+                self.call.run(simd, number, &mut tiles, [&mut *k, &mut *v]);
             }
         }
     }

@@ -64,7 +64,6 @@ pub(crate) struct Tiles<'a, A> {
     ds: &'a mut [A],
     /// Gradients of scaled queries, `[strip][depth][width]`.
     dq: &'a mut [A],
-    v: &'a mut [A],
     /// Dropout's factors of one strip.
     keep: &'a mut [A],
     m: &'a mut [A],
@@ -109,8 +108,8 @@ impl<'a, A: Lane> Tiles<'a, A> {
             QUERIES.saturating_mul(depth),
             QUERIES.saturating_mul(value_depth),
             QUERIES.saturating_mul(depth),
-            KEYS.saturating_mul(depth),
-            KEYS.saturating_mul(value_depth),
+            keys.saturating_mul(depth),
+            keys.saturating_mul(value_depth),
             row,
             row,
         ]
@@ -128,8 +127,8 @@ impl<'a, A: Lane> Tiles<'a, A> {
         sum
     }
 
-    /// Cuts `scratch`, which has at least [`Tiles::size`] elements: the tiles, and room for the rows of a tile of keys.
-    pub(crate) fn cut(scratch: &'a mut [A], shape: &AttentionShape) -> (Self, &'a mut [A]) {
+    /// Cuts `scratch`, which has at least [`Tiles::size`] elements: the tiles, and room for the keys and values of a head.
+    pub(crate) fn cut(scratch: &'a mut [A], shape: &AttentionShape) -> (Self, [&'a mut [A]; 2]) {
         let skip = scratch
             .as_ptr()
             .align_offset(ALIGN)
@@ -168,7 +167,6 @@ impl<'a, A: Lane> Tiles<'a, A> {
             p,
             ds,
             dq,
-            v,
             keep,
             m,
             l,
@@ -179,7 +177,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
             dk,
             dv,
         };
-        (tiles, k)
+        (tiles, [k, v])
     }
 }
 
@@ -191,9 +189,13 @@ impl<T: Stored> Call<'_, T> {
         simd: S,
         matrix: usize,
         tiles: &mut Tiles<'_, T::Acc>,
-        copy: &mut [T::Acc],
+        [k, v]: [&mut [T::Acc]; 2],
     ) {
         let shape = &self.scoring.shape;
+        // Gathered once for all queries: the rows of a head lie far apart, and crowd the same few sets of the cache.
+        let whole = self.job(matrix, 0..0);
+        let k = self.scoring.keys(&whole, 0..shape.key_length, k);
+        let v = self.values(&whole, 0..shape.key_length, v);
         tiles.dk.fill(T::Acc::default());
         tiles.dv.fill(T::Acc::default());
         for queries in tiles_of_queries(shape.query_length) {
@@ -201,18 +203,31 @@ impl<T: Stored> Call<'_, T> {
             self.load(simd, &job, tiles);
             tiles.dq.fill(T::Acc::default());
             for keys in self.scoring.tiles(&job) {
-                let k = self.scoring.keys(&job, keys.clone(), copy);
-                self.score_gradients(simd, &job, keys.clone(), k, tiles);
+                let k = &k[keys.start * shape.depth..keys.end * shape.depth];
+                let v = &v[keys.start * shape.value_depth..keys.end * shape.value_depth];
+                self.score_gradients(simd, &job, keys.clone(), [k, v], tiles);
                 self.accumulate(simd, &job, keys, k, tiles);
             }
             self.write_d_query(simd, &job, tiles);
         }
-        let job = self.job(matrix, 0..0);
         let width = width::<S, T::Acc>();
         let row = &mut *tiles.rows[0];
-        write_panels(&self.d_key, &job, tiles.dk, width, &mut row[..shape.depth]);
+        write_panels(
+            &self.d_key,
+            &whole,
+            tiles.dk,
+            width,
+            &mut row[..shape.depth],
+        );
         let row = &mut row[..shape.value_depth];
-        write_panels(&self.d_value, &job, tiles.dv, width, row);
+        write_panels(&self.d_value, &whole, tiles.dv, width, row);
+    }
+
+    /// The rows of a tile of values: as they lie, or widened into `copy`.
+    #[inline(always)]
+    fn values<'b>(&'b self, job: &Job, keys: Range<usize>, copy: &'b mut [T::Acc]) -> &'b [T::Acc] {
+        let depth = self.scoring.shape.value_depth;
+        self.value.tile(job.batch, job.head, keys, depth, copy)
     }
 
     fn job(&self, matrix: usize, queries: Range<usize>) -> Job {
@@ -279,15 +294,12 @@ impl<T: Stored> Call<'_, T> {
         simd: S,
         job: &Job,
         keys: Range<usize>,
-        k: &[T::Acc],
+        [k, v]: [&[T::Acc]; 2],
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
         let scoring = &self.scoring;
         let (width, depth) = (width::<S, T::Acc>(), scoring.shape.value_depth);
         scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
-        let v = self
-            .value
-            .tile(job.batch, job.head, keys.clone(), depth, tiles.v);
         for strip in 0..job.queries.len().div_ceil(width) {
             let lanes = strip * width..(strip + 1) * width;
             let tile = strip * width * KEYS..strip * width * KEYS + width * keys.len();
@@ -460,7 +472,7 @@ impl<T: Stored> Call<'_, T> {
         simd: S,
         number: usize,
         tiles: &mut Tiles<'_, T::Acc>,
-        copy: &mut [T::Acc],
+        [k, v]: [&mut [T::Acc]; 2],
     ) {
         let (units, shape) = (self.bias_units(), &self.scoring.shape);
         let (owner, unit) = (self.bias_matrix(true, number / units), number % units);
@@ -473,8 +485,9 @@ impl<T: Stored> Call<'_, T> {
                 self.load(simd, &job, tiles);
                 let of_keys = tiles_of_keys(shape.key_length).enumerate();
                 for (_, keys) in of_keys.filter(|(n, _)| units == 1 || !by_key || *n == unit) {
-                    let k = self.scoring.keys(&job, keys.clone(), copy);
-                    self.score_gradients(simd, &job, keys.clone(), k, tiles);
+                    let k = self.scoring.keys(&job, keys.clone(), k);
+                    let v = self.values(&job, keys.clone(), v);
+                    self.score_gradients(simd, &job, keys.clone(), [k, v], tiles);
                     self.add_to_bias(width::<S, T::Acc>(), &job, keys, tiles);
                 }
             }
