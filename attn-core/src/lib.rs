@@ -1,7 +1,7 @@
 //! The vocabulary of the attention workspace: element types, views, masks, the request that describes an
 //! attention call, the kernel traits that a backend implements, and the errors all of them share.
 //!
-//! The crate is `no_std`, never allocates and holds no `unsafe` code. It computes nothing itself: a backend
+//! The crate is `no_std`, never allocates and holds no `unsafe` code. It computes no array: a backend
 //! (`attn-kernels-cpu`, `attn-kernels-cuda`) does, and a layer (`attn-layers`) asks it to.
 //!
 //! | module | subject |

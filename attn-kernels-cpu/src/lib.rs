@@ -26,13 +26,16 @@
 //! | `micro` | the register tile: the product that everything rests on |
 //! | `softmax` | `exp` and the online softmax of a strip |
 //! | `attend`, `flash` | jobs; the tile loop of one job |
+//! | `attend_backward`, `backward` | jobs; the gradients of one head, and of a bias |
+//! | `products` | the three products of a pair of tiles |
 //! | `scores`, `visibility`, `dropout`, `heads` | scores of a tile; what it may see; what is dropped; tiles and rows of a head |
-//! | `project`, `gemm`, `normalize` | dense layers; the door to matrixmultiply; layer norm |
+//! | `project`, `dense`, `gemm` | dense layers; any product of matrices; the door to matrixmultiply |
+//! | `normalize` | layer norm |
 //! | `threads`, `shared` | jobs on threads; rows of one output written by several |
 //!
 //! # Features
 //!
-//! - `std` (default): detection at run time, matrixmultiply for large products.
+//! - `std` (default): detection at run time, matrixmultiply for large `f64` products.
 //! - `rayon`: threads. Results have the same bits for every number of threads.
 //! - without `std`: `no_std`, no allocator.
 #![no_std]

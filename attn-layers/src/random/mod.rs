@@ -20,9 +20,7 @@ mod normal;
 mod rngs;
 mod uniform;
 
-#[allow(unused_imports, reason = "x")]
 pub(crate) use arithmetic::{constant, product, quotient, root};
-#[allow(unused_imports, reason = "x")]
 pub(crate) use normal::{NormalDraw, TruncatedDraw};
 pub(crate) use uniform::Range;
 
