@@ -1,5 +1,6 @@
 //! An attention call: checks, jobs, threads.
 
+use crate::buffers::enough;
 use crate::cpu::Cpu;
 use crate::dropout::Dropped;
 use crate::element::Stored;
@@ -128,13 +129,7 @@ fn check<T: Stored>(
         });
     }
     let needed = self::scratch::<T>(cpu, &shape);
-    if scratch < needed {
-        return Err(Error::Scratch {
-            argument: "tiles",
-            got: scratch,
-            wanted: needed,
-        });
-    }
+    enough(scratch, needed)?;
     Ok(shape)
 }
 

@@ -2,13 +2,14 @@
 
 use crate::attend::{SUPPORTED, scoring, shared};
 use crate::backward::{Call, Tiles};
+use crate::buffers::enough;
 use crate::cpu::Cpu;
 use crate::dropout::Dropped;
 use crate::element::Stored;
 use crate::heads::Heads;
 use crate::simd::{Kernel, Lane, Simd};
 use crate::threads::Jobs;
-use attn_core::{AttentionBackward, AttentionShape, Error, Host, Layout, Result};
+use attn_core::{AttentionBackward, AttentionShape, Host, Layout, Result};
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
     let heads = shape.batch.saturating_mul(shape.num_heads).max(1);
@@ -24,14 +25,7 @@ pub(crate) fn attend_backward<T: Stored>(
         .call
         .check_supported("attn-kernels-cpu", SUPPORTED)?;
     let shape = request.shape()?;
-    let wanted = self::scratch::<T>(cpu, &shape);
-    if scratch.len() < wanted {
-        return Err(Error::Scratch {
-            argument: "tiles",
-            got: scratch.len(),
-            wanted,
-        });
-    }
+    enough(scratch.len(), self::scratch::<T>(cpu, &shape))?;
     let AttentionBackward {
         call,
         out,

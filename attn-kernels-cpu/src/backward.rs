@@ -14,6 +14,7 @@
 //! Five products where the forward pass has two. `dk` and `dv` of the head stay in scratch until its last query, so a job is a
 //! whole head and nothing is computed twice or shared between threads.
 
+use crate::buffers::{aligned, margin};
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
 use crate::heads::{Heads, row_start, write_narrowed};
@@ -26,9 +27,6 @@ use crate::softmax;
 use crate::visibility::Seen;
 use attn_core::{AttentionShape, FullyMasked, HostView, Layout};
 use core::ops::Range;
-
-/// Bytes to which the tiles are aligned.
-const ALIGN: usize = 64;
 
 /// An output that several threads write, and where its elements lie.
 pub(crate) type Output<'a, T> = (Shared<'a, T>, Layout);
@@ -118,7 +116,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
     /// Elements of scratch for one worker.
     pub(crate) const fn size(shape: &AttentionShape) -> usize {
         let lengths = Self::lengths(shape);
-        let mut sum = ALIGN / size_of::<A>();
+        let mut sum = margin::<A>();
         let mut i = 0;
         while i < lengths.len() {
             sum = sum.saturating_add(lengths[i]);
@@ -129,11 +127,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
 
     /// Cuts `scratch`, which has at least [`Tiles::size`] elements: the tiles, and room for the keys and values of a head.
     pub(crate) fn cut(scratch: &'a mut [A], shape: &AttentionShape) -> (Self, [&'a mut [A]; 2]) {
-        let skip = scratch
-            .as_ptr()
-            .align_offset(ALIGN)
-            .min(ALIGN / size_of::<A>());
-        let mut rest = &mut scratch[skip..];
+        let mut rest = aligned(scratch);
         let [
             p,
             ds,

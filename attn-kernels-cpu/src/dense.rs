@@ -6,6 +6,7 @@
 //! matrixmultiply, which `RowOrder::Any` allows for large `f64` products, sums in its own order, on a cut into
 //! rows that is the same for every number of threads.
 
+use crate::buffers::{aligned, margin};
 use crate::cpu::Cpu;
 use crate::element::Stored;
 use crate::gemm::{self, Strided};
@@ -33,10 +34,7 @@ const COLUMNS: usize = 256;
 const DEPTH: usize = 192;
 /// Rows of one call of matrixmultiply.
 const GEMM_ROWS: usize = 256;
-/// Bytes to which the panel is aligned.
-const ALIGN: usize = 64;
-
-/// The sizes of a product, and how it is cut into jobs. The cut changes no bit of the result.
+/// How a product is cut into jobs. The cut changes no bit of the result.
 #[derive(Clone, Copy)]
 struct Cut {
     /// Rows of a job.
@@ -54,7 +52,7 @@ impl Cut {
         let per_job = (rows.div_ceil(2 * cpu.threads())).saturating_mul(groups);
         let most = match cpu.threads() {
             1 => ROWS,
-            _ => per_job.next_multiple_of(MAX_ROWS).clamp(MIN_ROWS, ROWS),
+            _ => per_job.min(ROWS).next_multiple_of(MAX_ROWS).max(MIN_ROWS),
         };
         Self {
             rows: rows.min(most),
@@ -65,10 +63,7 @@ impl Cut {
 
     /// Elements of scratch for one worker: widened rows, a panel of the right factor, a bias, a block of results.
     fn worker_scratch<A>(&self) -> usize {
-        (self.rows + MAX_WIDTH) * self.depth
-            + self.rows * self.columns
-            + MAX_WIDTH
-            + ALIGN / size_of::<A>()
+        (self.rows + MAX_WIDTH) * self.depth + self.rows * self.columns + MAX_WIDTH + margin::<A>()
     }
 }
 
@@ -325,12 +320,7 @@ where
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (call, cut) = (self.call, self.cut);
-        let skip = self
-            .scratch
-            .as_ptr()
-            .align_offset(ALIGN)
-            .min(ALIGN / size_of::<T::Acc>());
-        let (panel, rest) = self.scratch[skip..].split_at_mut(MAX_WIDTH * cut.depth);
+        let (panel, rest) = aligned(self.scratch).split_at_mut(MAX_WIDTH * cut.depth);
         let (bias, rest) = rest.split_at_mut(MAX_WIDTH);
         let (block, left) = rest.split_at_mut(cut.rows * cut.columns);
         let mut buffers = Buffers {
@@ -445,8 +435,9 @@ fn load_panel<T: Stored>(
 #[expect(unsafe_code, reason = "each job writes a block of its own")]
 fn write_row<T: Stored>(call: &Dense<'_, T>, row: usize, column: usize, from: &mut [T::Acc]) {
     let start = row_start(&call.out_layout, row) + column;
-    // SAFETY: `Jobs` gives each job once, jobs are disjoint in (row, column), a job reaches only its own block, and
-    // `ViewMut` guarantees that no two elements share an index.
+    // SAFETY: `Jobs` gives each job once, jobs are disjoint in (row, column), a job reaches only its own block, columns are
+    // contiguous (the callers check it), so the slice holds nothing else, and `ViewMut` guarantees that no two elements share
+    // an index.
     let to = unsafe { call.out.slice(start..start + from.len()) };
     if call.accumulate {
         for (from, to) in from.iter_mut().zip(to.iter()) {

@@ -15,6 +15,7 @@
 //! fill value is finite, which alone makes a fully masked row the mean of all values; tiles that are masked for every
 //! query are passed over unless such a row is among them.
 
+use crate::buffers::{aligned, margin};
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
 use crate::heads::{Heads, row_start, write_narrowed};
@@ -26,9 +27,6 @@ use crate::simd::{Lane, Simd, SimdBase, lanes, load};
 use crate::softmax::{self, Running};
 use attn_core::{AttentionShape, FullyMasked, Layout};
 use core::ops::Range;
-
-/// Bytes to which the tiles are aligned: a 64-byte vector that crosses a cache line costs twice.
-const ALIGN: usize = 64;
 
 /// What all jobs of a call share.
 pub(crate) struct Call<'a, T: Stored> {
@@ -72,19 +70,13 @@ impl<'a, A: Lane> Tiles<'a, A> {
         };
         (QUERIES + KEYS)
             .saturating_mul(sum)
-            .saturating_add(
-                KEYS * QUERIES + KEYS * MAX_WIDTH + 3 * QUERIES + ALIGN / size_of::<A>(),
-            )
+            .saturating_add(KEYS * QUERIES + KEYS * MAX_WIDTH + 3 * QUERIES + margin::<A>())
             .saturating_add(row)
     }
 
     /// Cuts `scratch`, which has at least [`Tiles::size`] elements.
     pub(crate) fn cut(scratch: &'a mut [A], shape: &AttentionShape) -> Self {
-        let skip = scratch
-            .as_ptr()
-            .align_offset(ALIGN)
-            .min(ALIGN / size_of::<A>());
-        let mut rest = &mut scratch[skip..];
+        let mut rest = aligned(scratch);
         let mut cut = |len: usize| {
             let (head, tail) = core::mem::take(&mut rest).split_at_mut(len);
             rest = tail;

@@ -61,6 +61,7 @@ pub(crate) fn multiply<T: Element>(
         bytemuck::try_cast_slice::<T, f64>(right),
         bytemuck::try_cast_slice_mut::<T, f64>(out),
     ) else {
+        // Not `f64`: a product that it does not serve.
         return;
     };
     let (left, right) = (

@@ -30,8 +30,9 @@
 //! | `products` | the three products of a pair of tiles |
 //! | `scores`, `visibility`, `dropout`, `heads` | scores of a tile; what it may see; what is dropped; tiles and rows of a head |
 //! | `project`, `dense`, `gemm` | dense layers; any product of matrices; the door to matrixmultiply |
-//! | `normalize` | layer norm |
-//! | `threads`, `shared` | jobs on threads; rows of one output written by several |
+//! | `normalize` | layer norm and its gradients |
+//! | `buffers` | what the caller's buffers must be like |
+//! | `threads`, `shared` | jobs on threads; one output written by several |
 //!
 //! # Features
 //!
@@ -48,6 +49,7 @@ extern crate std;
 mod attend;
 mod attend_backward;
 mod backward;
+mod buffers;
 mod cpu;
 mod dense;
 mod dropout;

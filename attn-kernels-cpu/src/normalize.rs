@@ -4,10 +4,9 @@
 //! of them. Here mean and variance are two passes in `f64`: the rows are short, beside the product that made them their
 //! cost does not show, and the result is as exact as its type.
 
+use crate::buffers::contiguous_columns;
 use crate::element::Stored;
-use attn_core::{
-    Dims, Element, Error, Host, HostView, HostViewMut, Layout, NormalizeBackward, Result,
-};
+use attn_core::{Dims, Element, Error, Host, HostView, HostViewMut, NormalizeBackward, Result};
 
 /// Deeper rows are worked on in parts of this size.
 const CHUNK: usize = 64;
@@ -33,8 +32,8 @@ pub(crate) fn normalize<T: Stored>(
         });
     }
     let axes = rows.len();
-    contiguous("x", &layout)?;
-    contiguous("scale", scale.layout())?;
+    contiguous_columns("x", &layout)?;
+    contiguous_columns("scale", scale.layout())?;
     if depth == 0 {
         return Ok(());
     }
@@ -45,16 +44,6 @@ pub(crate) fn normalize<T: Stored>(
         normalize_row(&mut data[start..start + depth], scale, epsilon);
     }
     Ok(())
-}
-
-fn contiguous(argument: &'static str, layout: &Layout) -> Result<()> {
-    match (layout.shape().last(), layout.strides().last()) {
-        (Some(&depth), Some(&stride)) if depth > 1 && stride != 1 => Err(Error::Strides {
-            argument,
-            wanted: "a contiguous last axis",
-        }),
-        _ => Ok(()),
-    }
 }
 
 fn normalize_row<T: Stored>(x: &mut [T], scale: &[T::Acc], epsilon: f64) {
@@ -90,7 +79,7 @@ pub(crate) fn normalize_backward<T: Stored>(
         ("gradient", &to),
         ("scale", call.scale.layout()),
     ] {
-        contiguous(argument, layout)?;
+        contiguous_columns(argument, layout)?;
     }
     if depth == 0 {
         return Ok(());

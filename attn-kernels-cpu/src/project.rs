@@ -1,12 +1,12 @@
 //! Dense layers and their gradients: checks, and which products they are.
 
+use crate::buffers::{contiguous_columns, enough};
 use crate::cpu::Cpu;
 use crate::dense::{self, Dense, Matrix};
 use crate::element::Stored;
 use crate::shared::Shared;
 use attn_core::{
-    Element, Error, Host, HostView, HostViewMut, Layout, Projection, ProjectionBackward, Result,
-    RowOrder,
+    Element, Host, HostView, HostViewMut, Projection, ProjectionBackward, Result, RowOrder,
 };
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, rows: usize, features: usize, outputs: usize) -> usize {
@@ -131,26 +131,5 @@ fn sum_of_rows<T: Stored>(from: &HostView<'_, T>, rows: usize, mut to: HostViewM
         for (column, sum) in (first..).zip(&sums[..count]) {
             to.buf_mut()[layout.at(&[column])] = T::from_f64(*sum);
         }
-    }
-}
-
-fn enough(got: usize, wanted: usize) -> Result<()> {
-    if got >= wanted {
-        return Ok(());
-    }
-    Err(Error::Scratch {
-        argument: "tiles",
-        got,
-        wanted,
-    })
-}
-
-fn contiguous_columns(argument: &'static str, layout: &Layout) -> Result<()> {
-    match (layout.shape().last(), layout.strides().last()) {
-        (Some(&columns), Some(&stride)) if columns > 1 && stride != 1 => Err(Error::Strides {
-            argument,
-            wanted: "a contiguous last axis",
-        }),
-        _ => Ok(()),
     }
 }

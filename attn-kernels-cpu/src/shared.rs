@@ -43,7 +43,7 @@ impl<'a, T: Scalar> Shared<'a, T> {
     ///
     /// # Safety
     ///
-    /// While `self` lives, no other thread may write the same elements at the same time.
+    /// While `self` lives, no other thread may reach the same elements at the same time.
     #[inline(always)]
     pub(crate) unsafe fn write(&self, first: usize, stride: usize, values: &[T]) {
         let Some(last) = values.len().checked_sub(1) else {
@@ -58,7 +58,7 @@ impl<'a, T: Scalar> Shared<'a, T> {
         for (i, &value) in values.iter().enumerate() {
             // SAFETY: the index is at most `end`, which was checked above, so the pointer stays inside the buffer.
             let to = unsafe { self.start.add(first + i * stride) };
-            // SAFETY: `to` points into the exclusively borrowed buffer, and by this function's contract no other thread writes it.
+            // SAFETY: `to` points into the exclusively borrowed buffer, and by this function's contract no other thread reaches it.
             unsafe { to.write(value) };
         }
     }

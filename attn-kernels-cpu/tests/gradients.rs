@@ -3,8 +3,8 @@
 
 use attn_core::random::{Convention, Key};
 use attn_core::{
-    Attention, AttentionBackward, Causal, Dropout, Element, Error, Host, HostView, HostViewMut,
-    Kernels, Mask, bf16, f16,
+    Attention, AttentionBackward, Causal, Dims, Dropout, Element, Error, Host, HostView,
+    HostViewMut, Kernels, Layout, Mask, Scale, bf16, f16,
 };
 use attn_kernels_cpu::{Cpu, Isa};
 use std::iter::repeat_with;
@@ -118,5 +118,58 @@ fn a_rate_of_one_makes_every_gradient_nan_those_of_hidden_keys_too() {
             call.with_mask(Some(Mask::keep(seen)))
         });
         assert!(gradients[2].iter().all(|x| x.is_nan()), "{:?}", cpu.isa());
+    }
+}
+
+#[test]
+fn an_empty_array_may_name_any_place_of_its_buffer() {
+    let layout = |offset, shape: &[usize]| {
+        let shape = Dims::new(shape).expect("three axes");
+        let strides = [64, 4, 1];
+        Layout::strided(offset, shape, &strides).expect("a small layout")
+    };
+    for cpu in all() {
+        for [length, depth, value_depth] in [[0, 4, 4], [2, 0, 4], [2, 4, 0]] {
+            let (query, out) = ([1, 1, depth], [1, 1, value_depth]);
+            let of = |depth| if length == 0 || depth == 0 { 0 } else { 200 };
+            let (q, o) = (vec![0.5f32; depth], vec![0.5f32; value_depth]);
+            let (k, v) = (vec![0.5f32; of(depth)], vec![0.5f32; of(value_depth)]);
+            let place = |data, depth| {
+                let offset = if of(depth) == 0 { 5 } else { 0 };
+                HostView::with_layout(data, layout(offset, &[length, 1, depth]))
+            };
+            let call = || {
+                Attention::new(
+                    HostView::new(&q, &query).expect("the shape fits"),
+                    place(&k, depth).expect("nothing of it is outside"),
+                    place(&v, value_depth).expect("nothing of it is outside"),
+                )
+                .with_scale(Scale::Value(1.0))
+            };
+            let sizes = call().shape().expect("the shapes agree");
+            let needed = Kernels::<f32>::attend_scratch(&cpu, &sizes)
+                .max(Kernels::<f32>::attend_backward_scratch(&cpu, &sizes));
+            let mut scratch = vec![0.0f32; needed];
+            let (mut to, mut statistics) = (o.clone(), [0.0f32; 2]);
+            let asked = HostViewMut::new(&mut statistics, &[1, 1, 2]).expect("the shape fits");
+            let view = HostViewMut::new(&mut to, &out).expect("the shape fits");
+            cpu.attend(call().with_statistics(Some(asked)), view, &mut scratch)
+                .expect("an empty call");
+            let (mut d_q, mut d_k, mut d_v) = (q.clone(), k.clone(), v.clone());
+            let backward = AttentionBackward {
+                call: call(),
+                out: HostView::new(&to, &out).expect("the shape fits"),
+                statistics: HostView::new(&statistics, &[1, 1, 2]).expect("the shape fits"),
+                d_out: HostView::new(&o, &out).expect("the shape fits"),
+                d_query: HostViewMut::new(&mut d_q, &query).expect("the shape fits"),
+                d_key: HostViewMut::with_layout(&mut d_k, layout(0, &[length, 1, depth]))
+                    .expect("nothing of it is outside"),
+                d_value: HostViewMut::with_layout(&mut d_v, layout(0, &[length, 1, value_depth]))
+                    .expect("nothing of it is outside"),
+                d_bias: None,
+            };
+            cpu.attend_backward(backward, &mut scratch)
+                .expect("an empty call");
+        }
     }
 }

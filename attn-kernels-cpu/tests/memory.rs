@@ -33,3 +33,14 @@ fn gradients_need_four_rows_a_key_of_one_head_a_thread() {
 fn scratch_does_not_grow_with_the_length() {
     assert_eq!(scratch_bytes(1, 8, 64), scratch_bytes(1 << 20, 8, 64));
 }
+
+#[test]
+#[cfg(feature = "rayon")]
+fn the_scratch_of_an_absurd_product_is_a_number() {
+    for threads in [1, 2, 64] {
+        let cpu = Cpu::detect().with_threads(threads).expect("threads");
+        let sizes = [usize::MAX; 3];
+        assert!(Kernels::<f32>::project_scratch(&cpu, sizes[0], sizes[1], sizes[2]) > 0);
+        assert!(Kernels::<f32>::project_backward_scratch(&cpu, sizes[0], sizes[1], sizes[2]) > 0);
+    }
+}

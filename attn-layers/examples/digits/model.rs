@@ -46,6 +46,8 @@ impl Description {
             epsilon: number("epsilon")? as f32,
             pixel_scale: number("pixel_scale")? as f32,
         };
+        let sizes = [this.features, this.layers, this.mlp_features, this.classes];
+        ensure!(!sizes.contains(&0), "a size of the model is 0");
         ensure!(
             (1..=SIDE).contains(&this.patch) && SIDE.is_multiple_of(this.patch),
             "patch {} does not divide {SIDE}",

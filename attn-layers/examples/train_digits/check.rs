@@ -54,6 +54,10 @@ pub(crate) fn follow(
     recorded: &Recorded,
 ) -> Result<Followed> {
     let wanted = recorded.losses.len();
+    ensure!(
+        recorded.settings.batch <= data.train.len(),
+        "a batch is larger than the images to train on"
+    );
     let mut losses = Vec::new();
     let mut training = Training::new(description, cpu, data, &recorded.settings, false)?;
     while losses.len() < wanted {

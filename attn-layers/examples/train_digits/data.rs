@@ -171,7 +171,7 @@ impl Settings {
         Some(Self {
             seed: json["seed"].as_i64()?,
             epochs: json["epochs"].as_u64()? as usize,
-            batch: json["batch"].as_u64()? as usize,
+            batch: json["batch"].as_u64().filter(|batch| *batch > 0)? as usize,
             learning_rate: json["learning_rate"].as_f64()?,
             dropout_rate: json["dropout_rate"].as_f64()?,
         })

@@ -1,11 +1,11 @@
 //! Trains the digits classifier from Flax's own initial parameters, with Flax's own dropout, and holds the result against Flax's.
 //!
 //! ```text
-//! cargo run --release --example train_digits -- [--epochs N] [--no-dropout] [--threads N] [--out DIR]
+//! cargo run --release --example train_digits -- [--epochs N] [--no-dropout] [--threads N] [--out DIR | --no-out]
 //! ```
 //!
 //! `record.py` made the files beside this one. The attention, its gradients, its dropout and all initial numbers are this library's; the other
-//! layers' gradients are in `layers.rs`, the optimizer in `adam.rs`. What was trained is tested by the example `digits`, from a file.
+//! layers' gradients are in `layers.rs`, the optimizer in `adam.rs`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -116,7 +116,7 @@ fn train(
     Ok((training.into_parameters(), curve))
 }
 
-/// Says how good the classifier has become, draws it, writes the files, and fails if Flax is better.
+/// Says how good the classifier has become, draws it, writes the files, and fails if it is not within half a percent of Flax's.
 fn report(
     trained: &Parameters,
     curve: &[f32],

@@ -5,7 +5,7 @@ use lexopt::prelude::*;
 use std::path::PathBuf;
 
 pub(crate) const USAGE: &str = "\
-Usage: train_digits [--epochs N] [--no-dropout] [--threads N] [--out DIR]
+Usage: train_digits [--epochs N] [--no-dropout] [--threads N] [--out DIR | --no-out]
 
   --epochs N    epochs to train (default: as many as Flax did)
   --no-dropout  train without dropout
