@@ -36,8 +36,9 @@ impl Adam {
     pub(crate) fn step(&mut self, parameters: &mut Parameters, gradients: &Parameters) {
         let rate = self.learning_rate();
         self.steps += 1;
-        // The means start at 0; these take that out.
-        let corrections = [BETA1, BETA2].map(|beta| 1.0 - beta.powi(self.steps as i32));
+        // The means start at 0; these take that out. (In `f32` the difference would lose four digits in the first steps.)
+        let corrections =
+            [BETA1, BETA2].map(|beta| (1.0 - f64::from(beta).powi(self.steps as i32)) as f32);
         let arrays = parameters.values_mut().zip(gradients.values());
         let states = self.means.values_mut().zip(self.squares.values_mut());
         for ((parameters, gradients), (means, squares)) in arrays.zip(states) {

@@ -23,15 +23,15 @@ pub(crate) fn dense_backward(
             transposed[output * features + feature] = weight;
         }
     }
-    let mut d_kernel = vec![0.0; kernel.len()];
+    let mut d_kernel = vec![0.0f64; kernel.len()];
     for (x, d_y) in x.chunks_exact(features).zip(d_y.chunks_exact(outputs)) {
         for (&x, sums) in x.iter().zip(d_kernel.chunks_exact_mut(outputs)) {
-            accumulate(sums, d_y, x);
+            accumulate(sums, d_y, x.into());
         }
     }
     DenseGradients {
         d_x: dense(d_y, &transposed, &vec![0.0; features]),
-        d_kernel,
+        d_kernel: narrowed(&d_kernel),
         d_bias: sum_of_rows(d_y, outputs),
     }
 }
@@ -51,7 +51,7 @@ pub(crate) fn layer_norm_backward(
 ) -> LayerNormGradients {
     let features = scale.len();
     let mut d_x = Vec::with_capacity(x.len());
-    let mut d_scale = vec![0.0; features];
+    let mut d_scale = vec![0.0f64; features];
     for (x, d_y) in x.chunks_exact(features).zip(d_y.chunks_exact(features)) {
         let (mean, inverse) = statistics(x, epsilon);
         let normal: Vec<_> = x.iter().map(|x| (x - mean) * inverse).collect();
@@ -69,12 +69,12 @@ pub(crate) fn layer_norm_backward(
                 .map(|(d, n)| inverse * (d - level - n * along)),
         );
         for ((sum, d_y), normal) in d_scale.iter_mut().zip(d_y).zip(&normal) {
-            *sum += d_y * normal;
+            *sum += f64::from(d_y * normal);
         }
     }
     LayerNormGradients {
         d_x,
-        d_scale,
+        d_scale: narrowed(&d_scale),
         d_bias: sum_of_rows(d_y, features),
     }
 }
@@ -104,17 +104,17 @@ pub(crate) fn mean_of_tokens_backward(d_y: &[f32], tokens: usize, features: usiz
 pub(crate) fn cross_entropy(logits: &[f32], labels: &[usize]) -> (f32, Vec<f32>) {
     let (count, classes) = (labels.len() as f32, logits.len() / labels.len());
     let mut d_logits = Vec::with_capacity(logits.len());
-    let mut total = 0.0;
+    let mut total = 0.0f64;
     for (logits, &label) in logits.chunks_exact(classes).zip(labels) {
         let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let exponentials = logits.iter().map(|logit| (logit - largest).exp());
         let sum: f32 = exponentials.clone().sum();
-        total += sum.ln() - (logits[label] - largest);
+        total += f64::from(sum.ln() - (logits[label] - largest));
         d_logits.extend(exponentials.enumerate().map(|(class, exponential)| {
             (exponential / sum - f32::from(u8::from(class == label))) / count
         }));
     }
-    (total / count, d_logits)
+    ((total / f64::from(count)) as f32, d_logits)
 }
 
 /// The sum of all rows of `width`.
@@ -123,13 +123,18 @@ pub(crate) fn sum_of_rows(rows: &[f32], width: usize) -> Vec<f32> {
     for row in rows.chunks_exact(width) {
         accumulate(&mut sums, row, 1.0);
     }
-    sums
+    narrowed(&sums)
 }
 
-fn accumulate(sums: &mut [f32], row: &[f32], factor: f32) {
-    for (sum, x) in sums.iter_mut().zip(row) {
-        *sum += x * factor;
+/// Sums over a thousand rows run in `f64`: in `f32` their rounding would be the largest of the whole step.
+fn accumulate(sums: &mut [f64], row: &[f32], factor: f64) {
+    for (sum, &x) in sums.iter_mut().zip(row) {
+        *sum += f64::from(x) * factor;
     }
+}
+
+fn narrowed(sums: &[f64]) -> Vec<f32> {
+    sums.iter().map(|&sum| sum as f32).collect()
 }
 
 #[cfg(test)]
