@@ -14,13 +14,15 @@
 //! Five products where the forward pass has two. `dk` and `dv` of the head stay in scratch until its last query, so a job is a
 //! whole head and nothing is computed twice or shared between threads.
 
+mod bias;
+
 use crate::buffers::{aligned, margin};
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
 use crate::heads::{Heads, row_start, write_narrowed};
 use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::{Columns, OverQueries, Products};
-use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
+use crate::scores::{Job, KEYS, QUERIES, Scoring};
 use crate::shared::Shared;
 use crate::simd::{Lane, Select, Simd, SimdBase, lanes, load, splat};
 use crate::softmax;
@@ -397,113 +399,6 @@ impl<T: Stored> Call<'_, T> {
             // SAFETY: `Jobs` gives each head once, a job writes only rows of its own head, and `ViewMut` guarantees that no two
             // elements share an index.
             unsafe { write_narrowed(d_query, first + query * stride, column_stride, row) };
-        }
-    }
-}
-
-/// The gradient of the bias. It may be shared by heads, batch entries, queries or keys, so its jobs are cut by its own
-/// elements, and each adds what all that share them give, in order.
-impl<T: Stored> Call<'_, T> {
-    /// How many jobs there are.
-    pub(crate) fn bias_jobs(&self) -> usize {
-        self.bias_matrices(true) * self.bias_units()
-    }
-
-    /// Parts of a matrix whose elements are different ones.
-    fn bias_units(&self) -> usize {
-        let shape = &self.scoring.shape;
-        match self.bias_strides() {
-            [_, key] if key != 0 => shape.key_length.div_ceil(KEYS),
-            [query, _] if query != 0 => shape.query_length.div_ceil(QUERIES),
-            _ => 1,
-        }
-    }
-
-    fn bias_strides(&self) -> [usize; 2] {
-        let strides = self.d_bias.as_ref().map(|(_, layout)| {
-            let rank = layout.shape().rank();
-            [layout.strides()[rank - 2], layout.strides()[rank - 1]]
-        });
-        strides.unwrap_or_default()
-    }
-
-    /// The axes of batch and heads along which the bias has elements of its own (`own`) or is repeated: length, and matrices
-    /// from one index to the next.
-    fn bias_axes(&self, own: bool) -> impl Iterator<Item = (usize, usize)> + '_ {
-        let layout = self.d_bias.as_ref().map(|(_, layout)| layout);
-        layout.into_iter().flat_map(move |layout| {
-            let axes = layout.shape().rank() - 2;
-            let mut step = 1;
-            let all = (0..axes).rev().map(move |axis| {
-                let length = layout.shape()[axis];
-                let this = step;
-                step *= length;
-                ((layout.strides()[axis] != 0) == own, length, this)
-            });
-            all.filter_map(|(wanted, length, step)| wanted.then_some((length, step)))
-        })
-    }
-
-    /// How many matrices have elements of their own, or how many share those of one.
-    fn bias_matrices(&self, own: bool) -> usize {
-        self.bias_axes(own).map(|(length, _)| length).product()
-    }
-
-    /// The `number`-th of [`Call::bias_matrices`].
-    fn bias_matrix(&self, own: bool, mut number: usize) -> usize {
-        let digits = self.bias_axes(own).map(|(length, step)| {
-            let digit = number % length;
-            number /= length;
-            digit * step
-        });
-        digits.sum()
-    }
-
-    /// One of [`Call::bias_jobs`]. The gradient holds zeros before the first.
-    #[inline(always)]
-    pub(crate) fn run_bias<S: Simd>(
-        &self,
-        simd: S,
-        number: usize,
-        tiles: &mut Tiles<'_, T::Acc>,
-        [k, v]: [&mut [T::Acc]; 2],
-    ) {
-        let (units, shape) = (self.bias_units(), &self.scoring.shape);
-        let (owner, unit) = (self.bias_matrix(true, number / units), number % units);
-        let by_key = self.bias_strides()[1] != 0;
-        for sharer in 0..self.bias_matrices(false) {
-            let matrix = owner + self.bias_matrix(false, sharer);
-            let of_queries = tiles_of_queries(shape.query_length).enumerate();
-            for (_, queries) in of_queries.filter(|(n, _)| units == 1 || by_key || *n == unit) {
-                let job = self.job(matrix, queries);
-                self.load(simd, &job, tiles);
-                let of_keys = tiles_of_keys(shape.key_length).enumerate();
-                for (_, keys) in of_keys.filter(|(n, _)| units == 1 || !by_key || *n == unit) {
-                    let k = self.scoring.keys(&job, keys.clone(), k);
-                    let v = self.values(&job, keys.clone(), v);
-                    self.score_gradients(simd, &job, keys.clone(), [k, v], tiles);
-                    self.add_to_bias(width::<S, T::Acc>(), &job, keys, tiles);
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    #[expect(unsafe_code, reason = "each job adds to elements of its own")]
-    fn add_to_bias(&self, width: usize, job: &Job, keys: Range<usize>, tiles: &Tiles<'_, T::Acc>) {
-        let Some((d_bias, layout)) = &self.d_bias else {
-            return;
-        };
-        let base = layout.base(layout.shape().rank() - 2, self.scoring.matrix(job));
-        let [query_stride, key_stride] = self.bias_strides();
-        for (i, query) in job.queries.clone().enumerate() {
-            let row: [T::Acc; KEYS] = core::array::from_fn(|n| {
-                let n = n.min(keys.len() - 1);
-                tiles.ds[lane_index(width, i, n)]
-            });
-            let start = base + query * query_stride + keys.start * key_stride;
-            // SAFETY: `Jobs` gives each job once, jobs are cut by the elements of the bias, and a job reaches only its own.
-            unsafe { d_bias.add(start, key_stride, &row[..keys.len()]) };
         }
     }
 }

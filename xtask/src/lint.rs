@@ -18,6 +18,10 @@ const FENCED: &[(&str, &str)] = &[
     ("attn-kernels-cpu/src/flash.rs", "calls into shared.rs"),
     ("attn-kernels-cpu/src/backward.rs", "calls into shared.rs"),
     (
+        "attn-kernels-cpu/src/backward/bias.rs",
+        "calls into shared.rs",
+    ),
+    (
         "attn-layers/src/io/file.rs",
         "a mapped file must not change",
     ),
