@@ -5,8 +5,8 @@
 
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::kernels::Projection;
 use crate::layout::Dims;
+use crate::projection::{Projection, RowOrder};
 use crate::request::{Attention, AttentionShape, KeyValue};
 use crate::view::{Storage, View, ViewMut};
 
@@ -80,7 +80,7 @@ pub struct ProjectionBackward<'a, S: Storage, T: Element> {
     pub input: View<'a, S, T>,
     /// `[features, outputs]`.
     pub kernel: View<'a, S, T>,
-    /// The gradient of the output, `[rows..., outputs]`.
+    /// The gradient of the output, `[rows..., outputs]` or `[rows..., heads, head_dim]`.
     pub d_out: View<'a, S, T>,
     /// Where the gradient of the input goes, `d_out · kernelᵀ`, if it is wanted.
     pub d_input: Option<ViewMut<'a, S, T>>,
@@ -101,9 +101,9 @@ impl<S: Storage, T: Element> ProjectionBackward<'_, S, T> {
     pub fn sizes(&self) -> Result<(usize, usize, usize)> {
         let forward = Projection {
             input: self.input,
-            kernel: self.kernel,
+            kernel: self.kernel.into(),
             bias: None,
-            row_order: crate::RowOrder::Any,
+            row_order: RowOrder::Any,
         };
         let sizes = forward
             .sizes(self.d_out.shape())

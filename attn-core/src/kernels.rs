@@ -3,7 +3,7 @@
 use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::layout::Dims;
+use crate::projection::{Packing, Projection};
 use crate::request::{Attention, AttentionShape};
 use crate::view::{Storage, View, ViewMut};
 
@@ -18,79 +18,6 @@ pub trait Backend {
     fn name(&self) -> &'static str;
 }
 
-/// Whether the rounding of a row may depend on how many rows are computed at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum RowOrder {
-    /// It may: the fastest product for the size at hand.
-    #[default]
-    Any,
-    /// It must not: a row has the same bits whether computed alone or among others. Decoding token by token then
-    /// equals prefilling all at once.
-    Fixed,
-}
-
-/// A dense layer: `input · kernel + bias` over the last axis (`flax.linen.DenseGeneral` with its axes flattened).
-#[derive(Debug)]
-pub struct Projection<'a, S: Storage, T: Element> {
-    /// `[rows..., features]`, any number of row axes; the last axis contiguous.
-    pub input: View<'a, S, T>,
-    /// `[features, outputs]`.
-    pub kernel: View<'a, S, T>,
-    /// `[outputs]`.
-    pub bias: Option<View<'a, S, T>>,
-    /// Whether rows must be rounded independently of each other.
-    pub row_order: RowOrder,
-}
-
-impl<S: Storage, T: Element> Projection<'_, S, T> {
-    /// Checks that all parts fit each other and `out`, and gives `(rows, features, outputs)`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Rank`], [`Error::Shape`].
-    pub fn sizes(&self, out: &Dims) -> Result<(usize, usize, usize)> {
-        let &[features, outputs] = self.kernel.shape().as_slice() else {
-            return Err(Error::Rank {
-                argument: "kernel",
-                got: self.kernel.shape().rank(),
-                wanted: "[features, outputs]",
-            });
-        };
-        let Some((&last, rows)) = self.input.shape().split_last() else {
-            return Err(Error::Rank {
-                argument: "input",
-                got: 0,
-                wanted: "[rows..., features]",
-            });
-        };
-        let rows = Dims::new(rows)?;
-        if last != features {
-            return Err(Error::Shape {
-                argument: "input",
-                got: *self.input.shape(),
-                wanted: rows.push(features)?,
-            });
-        }
-        if *out != rows.push(outputs)? {
-            return Err(Error::Shape {
-                argument: "output",
-                got: *out,
-                wanted: rows.push(outputs)?,
-            });
-        }
-        if let Some(bias) = &self.bias
-            && bias.shape().as_slice() != [outputs]
-        {
-            return Err(Error::Shape {
-                argument: "bias",
-                got: *bias.shape(),
-                wanted: Dims::new(&[outputs])?,
-            });
-        }
-        Ok((rows.elements()?, features, outputs))
-    }
-}
-
 /// The operations of an attention layer in dtype `T`.
 ///
 /// Every operation takes its scratch from the caller, in elements of `T::Acc`, so that a backend needs no allocator; the
@@ -99,7 +26,7 @@ pub trait Kernels<T: Element>: Backend {
     /// Scratch of [`Kernels::project`] for this many rows, features and outputs.
     fn project_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize;
 
-    /// `out = input · kernel + bias`, accumulated in `T::Acc`, rounded once. `out` is `[rows..., outputs]`.
+    /// `out = input · kernel + bias`, accumulated in `T::Acc`, rounded once. `out` is `[rows..., outputs]` or `[rows..., heads, head_dim]`.
     ///
     /// # Errors
     ///
@@ -110,6 +37,65 @@ pub trait Kernels<T: Element>: Backend {
         out: ViewMut<'_, Self::Storage, T>,
         scratch: &mut <Self::Storage as Storage>::Buf<T::Acc>,
     ) -> Result<(), Self::Error>;
+
+    /// Several dense layers, as [`Kernels::project`] one after the other; their results have the same bits. A backend may read an input
+    /// that several share once. `calls` and `outs` have the same length.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernels::project`]; [`Error::Together`] if an output is missing or one too many.
+    fn project_each(
+        &self,
+        calls: &[Projection<'_, Self::Storage, T>],
+        outs: &mut [ViewMut<'_, Self::Storage, T>],
+        scratch: &mut <Self::Storage as Storage>::Buf<T::Acc>,
+    ) -> Result<(), Self::Error> {
+        if calls.len() != outs.len() {
+            return Err(Error::Together {
+                left: "calls",
+                right: "outs",
+            }
+            .into());
+        }
+        for (call, out) in calls.iter().zip(outs) {
+            self.project(call, out.reborrow(), scratch)?;
+        }
+        Ok(())
+    }
+
+    /// Scratch of [`Kernels::project_each`] for `count` dense layers of these sizes on one input.
+    fn project_each_scratch(
+        &self,
+        rows: usize,
+        features: usize,
+        outputs: usize,
+        _count: usize,
+    ) -> usize {
+        self.project_scratch(rows, features, outputs)
+    }
+
+    /// How this backend packs a kernel of these sizes, `None` if it does not pack.
+    fn packing(&self, _features: usize, _outputs: usize) -> Option<Packing> {
+        None
+    }
+
+    /// Packs a kernel, `[features, outputs]`, in the order in which [`Kernels::project`] reads it. `to` has [`Packing::elements`] elements.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rank`], [`Error::Buffer`], [`Error::Strides`]; [`Error::Unsupported`] if the backend does not pack.
+    fn pack(
+        &self,
+        _kernel: View<'_, Self::Storage, T>,
+        _to: &mut <Self::Storage as Storage>::Buf<T>,
+    ) -> Result<(), Self::Error> {
+        Err(Error::Unsupported {
+            backend: self.name(),
+            feature: "packed kernels",
+            instead: "Give the kernel as it lies",
+        }
+        .into())
+    }
 
     /// Layer norm over the last axis, in place (`flax.linen.LayerNorm(use_bias=False)`), statistics in `T::Acc` or wider. Flax's
     /// fast variance loses digits; a backend may be more exact. `x` is `[..., depth]`, `scale` `[depth]`.

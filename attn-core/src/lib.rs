@@ -12,6 +12,7 @@
 //! | [`mask`] | which keys a query sees, with polarity and alignment in the type |
 //! | [`random`], [`dropout`] | JAX's keys and bits; which weights are dropped |
 //! | [`request`], [`backward`] | one attention call as a value; one call for its gradients |
+//! | [`projection`] | one dense layer as a value, its kernel as it lies or packed |
 //! | [`kernels`] | what a backend computes |
 //! | [`error`] | one error type: argument, got, wanted, what to do |
 //!
@@ -46,6 +47,7 @@ pub mod error;
 pub mod kernels;
 pub mod layout;
 pub mod mask;
+pub mod projection;
 pub mod random;
 pub mod request;
 pub mod view;
@@ -55,8 +57,9 @@ pub use dropout::Dropout;
 pub use dtype::{DType, Element, Scalar, ScalarType};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};
-pub use kernels::{Backend, Kernels, Projection, RowOrder};
+pub use kernels::{Backend, Kernels};
 pub use layout::{Dims, Layout};
 pub use mask::{Causal, FullyMasked, Mask};
+pub use projection::{DenseKernel, PackedKernel, Packing, Projection, RowOrder};
 pub use request::{Attention, AttentionShape, KeyValue, Outputs, Scale, Scores, Visible};
 pub use view::{AnyView, AnyViewMut, Buffer, Host, HostView, HostViewMut, Storage, View, ViewMut};

@@ -4,10 +4,10 @@ use crate::element::Stored;
 use crate::isa::Isa;
 use crate::simd::Level;
 use crate::threads::{Jobs, Threads};
-use crate::{attend, attend_backward, normalize, project};
+use crate::{attend, attend_backward, normalize, pack, project};
 use attn_core::{
     Attention, AttentionBackward, AttentionShape, Backend, Error, Host, HostView, HostViewMut,
-    Kernels, NormalizeBackward, Projection, ProjectionBackward, Result,
+    Kernels, NormalizeBackward, Packing, Projection, ProjectionBackward, Result,
 };
 
 /// A CPU with a chosen instruction set and threads.
@@ -137,7 +137,7 @@ macro_rules! impl_kernels {
     ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {$(
         impl Kernels<$type> for Cpu {
             fn project_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {
-                project::scratch::<$type>(self, rows, features, outputs)
+                project::scratch::<$type>(self, rows, features, outputs, 1)
             }
 
             fn project(
@@ -147,6 +147,27 @@ macro_rules! impl_kernels {
                 scratch: &mut [$acc],
             ) -> Result<()> {
                 project::project(self, call, out, scratch)
+            }
+
+            fn project_each(
+                &self,
+                calls: &[Projection<'_, Host, $type>],
+                outs: &mut [HostViewMut<'_, $type>],
+                scratch: &mut [$acc],
+            ) -> Result<()> {
+                project::project_each(self, calls, outs, scratch)
+            }
+
+            fn project_each_scratch(&self, rows: usize, features: usize, outputs: usize, count: usize) -> usize {
+                project::scratch::<$type>(self, rows, features, outputs, count)
+            }
+
+            fn packing(&self, features: usize, outputs: usize) -> Option<Packing> {
+                Some(pack::packing::<$type>(self, features, outputs))
+            }
+
+            fn pack(&self, kernel: HostView<'_, $type>, to: &mut [$type]) -> Result<()> {
+                pack::pack(self, &kernel, to)
             }
 
             fn normalize(&self, x: HostViewMut<'_, $type>, scale: HostView<'_, $acc>, epsilon: f64) -> Result<()> {

@@ -1,314 +1,321 @@
-//! The product of two matrices of rows, `out = left · right + bias`, either of them transposed.
+//! Products of matrices, `out = left · right + bias`, either of them transposed, or the right one packed beforehand; several right
+//! factors of one left factor at once.
 //!
-//! A job is a block of rows times a group of columns. Within it, panels of the right factor as wide as a register tile are
-//! widened (or only gathered) into scratch once and used for all rows of the block; few rows read the right factor as it
-//! lies. Every output is one chain over the depth in order, so its bits do not depend on the cut into jobs; only
-//! matrixmultiply, which `RowOrder::Any` allows for large `f64` products, sums in its own order, on a cut into
-//! rows that is the same for every number of threads.
+//! A job is some rows times some columns. Panels of the right factor as wide as a register tile are gathered into scratch
+//! once a job, or lie packed; a block of rows of the left factor is copied once for all panels. For each panel the tiles go
+//! over slices of the depth that L1 holds:
+//!
+//! ```text
+//! for each chunk of the depth:                     one, unless the depth is above 1024
+//!     gather the job's panels                      unless packed, or so few rows that they are read as they lie
+//!     for each block of rows:
+//!         copy the block
+//!         for each panel, for each slice:  sums += block[.., slice] · panel[slice, ..]
+//! ```
+//!
+//! Every output is one chain over the depth in order, so its bits do not depend on the cut into jobs, blocks and slices, nor on
+//! packing; only matrixmultiply, which `RowOrder::Any` allows for large `f64` products, sums in its own order.
 
 use crate::buffers::{aligned, margin};
 use crate::cpu::Cpu;
 use crate::element::Stored;
-use crate::gemm::{self, Strided};
+use crate::gemm::Gemm;
+use crate::matrix::{Matrix, Rows};
 use crate::micro::{
-    Block, ByColumns, ByRows, Left, MAX_ROWS, MAX_WIDTH, for_each_block, load_tile, multiply,
-    store_tile, width,
+    Block, ByColumns, MAX_ROWS, MAX_WIDTH, for_each_block, load_row, load_tile, multiply,
+    store_row, store_tile, width, zeros,
 };
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
 use crate::threads::Jobs;
-use attn_core::{HostView, Layout, RowOrder};
+use attn_core::{HostView, RowOrder};
 use core::ops::Range;
 
-/// Most rows of a job: the panel of the right factor is gathered once for so many. Their results, 384 × 256 × 4 bytes = 384 KiB,
-/// and a block of the left factor, 288 KiB, stay in L2.
-const ROWS: usize = 384;
-/// Fewest rows of a job where there are threads to keep busy.
+/// Rows of a block of the left factor: 96 × 768 × 4 bytes = 288 KiB of L2 at the usual depth, and whole tiles of 12, 8 or 6 rows.
+const ROWS: usize = 96;
+/// Most depth of a chunk: 96 × 1024 × 4 bytes = 384 KiB.
+const CHUNK: usize = 1024;
+/// Depth of a slice: 256 × 32 × 4 bytes = 32 KiB of a panel, which L1 and L2 hand out at the speed of the tile, and 1 KiB of each
+/// row of the left factor.
+const SLICE: usize = 192;
+/// Columns of a job whose right factor is gathered: whole panels of every instruction set, at most 1 MiB.
+const COLUMNS: usize = 256;
+/// Most rows of a job whose sums wait for the next chunk.
+const WAITING_ROWS: usize = 384;
+/// Fewest rows of a job that gathers, where there are threads to keep busy.
 const MIN_ROWS: usize = 48;
 /// Fewer rows read the right factor as it lies: gathering a panel costs about as much as two rows' products.
 const PANEL_ROWS: usize = 3;
-/// Columns of a job: whole panels of every instruction set, and enough jobs for the threads where rows are few.
-const COLUMNS: usize = 256;
-/// Depth of a panel: 192 × 32 × 4 bytes = 24 KiB of L1, and 6 KiB for eight rows of the left factor. Sums go on where they
-/// stood.
-const DEPTH: usize = 192;
-/// Rows of one call of matrixmultiply.
-const GEMM_ROWS: usize = 256;
+/// A right factor of at most so many elements is read as it lies by any number of rows: it stays in L1.
+const SMALL: usize = 4096;
+/// Jobs for each thread, so that none waits long for the last.
+const JOBS_A_THREAD: usize = 4;
+
+/// The right factor, `[depth, outputs]`.
+#[derive(Clone, Copy)]
+pub(crate) enum Right<'a, T> {
+    /// As it lies.
+    Matrix(Matrix<'a, T>),
+    /// Panels of [`width`] columns one after the other, `[panel][depth][width]`, filled up with zeros.
+    Packed(&'a [T]),
+}
+
+/// The output, `[rows, outputs]`.
+pub(crate) struct Target<'a, T> {
+    pub(crate) out: Shared<'a, T>,
+    pub(crate) rows: Rows,
+    /// Whether the product is added to what is there.
+    pub(crate) accumulate: bool,
+}
+
+/// A right factor and what becomes of its product.
+pub(crate) struct Part<'a, T: Stored> {
+    pub(crate) right: Right<'a, T>,
+    /// `[outputs]`.
+    pub(crate) bias: Option<HostView<'a, T>>,
+    pub(crate) outputs: usize,
+    pub(crate) to: Target<'a, T>,
+}
+
+/// Most products of one left factor that are computed together: query, key and value.
+pub(crate) const MAX_PARTS: usize = 3;
+
+/// The parts that there are, without gaps.
+pub(crate) type Parts<'a, T> = [Option<Part<'a, T>>; MAX_PARTS];
+
+/// Products of one left factor, `[rows, depth]`.
+pub(crate) struct Dense<'a, T: Stored> {
+    pub(crate) left: Matrix<'a, T>,
+    pub(crate) parts: Parts<'a, T>,
+    pub(crate) rows: usize,
+    pub(crate) depth: usize,
+}
+
 /// How a product is cut into jobs. The cut changes no bit of the result.
 #[derive(Clone, Copy)]
 struct Cut {
-    /// Rows of a job.
+    /// Rows and columns of a job.
     rows: usize,
-    /// Columns of a job's block, whole panels.
     columns: usize,
-    /// Depth of a panel.
-    depth: usize,
+    /// Rows of a block.
+    block: usize,
+    /// Depth of a chunk.
+    chunk: usize,
+    /// Columns whose sums are held at once.
+    held: usize,
+    /// Rows of such sums.
+    waiting: usize,
+    /// Elements of scratch for panels.
+    panels: usize,
 }
 
 impl Cut {
-    fn new(cpu: &Cpu, rows: usize, depth: usize, outputs: usize) -> Self {
-        let groups = outputs.div_ceil(COLUMNS).max(1);
-        // Twice as many jobs as threads, if the rows allow it.
-        let per_job = (rows.div_ceil(2 * cpu.threads())).saturating_mul(groups);
-        let most = match cpu.threads() {
-            1 => ROWS,
-            _ => per_job.min(ROWS).next_multiple_of(MAX_ROWS).max(MIN_ROWS),
+    /// `outputs` is a multiple of [`MAX_WIDTH`].
+    fn new(cpu: &Cpu, rows: usize, depth: usize, outputs: usize, packed: bool) -> Self {
+        let whole = depth <= CHUNK;
+        let jobs = match cpu.threads() {
+            1 => 1,
+            threads => JOBS_A_THREAD.saturating_mul(threads),
         };
+        let (rows_of_job, columns) = if packed && whole {
+            let groups = jobs.div_ceil(rows.div_ceil(ROWS).max(1)).max(1);
+            (ROWS, outputs.div_ceil(groups))
+        } else {
+            let parts = jobs.div_ceil(outputs.div_ceil(COLUMNS).max(1));
+            let most = if whole { usize::MAX } else { WAITING_ROWS };
+            let even = rows.div_ceil(parts).max(MIN_ROWS).min(most);
+            (even.div_ceil(MAX_ROWS).saturating_mul(MAX_ROWS), COLUMNS)
+        };
+        let rows_of_job = rows_of_job.min(rows).max(1);
+        let columns = padded(columns.max(1)).min(outputs);
+        let (block, chunk) = (rows_of_job.min(ROWS), depth.min(CHUNK));
         Self {
-            rows: rows.min(most),
-            columns: outputs.min(COLUMNS).next_multiple_of(MAX_WIDTH),
-            depth: depth.min(DEPTH),
+            rows: rows_of_job,
+            columns,
+            block,
+            chunk,
+            held: if whole {
+                columns.min(MAX_WIDTH)
+            } else {
+                columns
+            },
+            waiting: if whole { block } else { rows_of_job },
+            panels: if packed {
+                chunk.min(SLICE) * MAX_WIDTH
+            } else {
+                chunk * columns
+            },
         }
     }
 
-    /// Elements of scratch for one worker: widened rows, a panel of the right factor, a bias, a block of results.
+    /// Elements of scratch for one worker: panels, a bias, a block of the left factor, sums.
     fn worker_scratch<A>(&self) -> usize {
-        (self.rows + MAX_WIDTH) * self.depth + self.rows * self.columns + MAX_WIDTH + margin::<A>()
+        let left = self.block * self.chunk;
+        self.panels + MAX_WIDTH + left + self.waiting * self.held + margin::<A>()
+    }
+
+    fn jobs(&self, rows: usize, outputs: usize) -> usize {
+        rows.div_ceil(self.rows) * outputs.div_ceil(self.columns)
     }
 }
 
-pub(crate) fn scratch<T: Stored>(cpu: &Cpu, rows: usize, depth: usize, outputs: usize) -> usize {
-    let cut = Cut::new(cpu, rows, depth, outputs);
-    cut.worker_scratch::<T::Acc>().saturating_mul(cpu.threads())
+/// Columns that a part takes in the count of all: whole panels of every instruction set.
+fn padded(outputs: usize) -> usize {
+    outputs.div_ceil(MAX_WIDTH).saturating_mul(MAX_WIDTH)
 }
 
-/// Rows anywhere, columns contiguous; or the transpose of that.
-#[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a, T> {
-    data: &'a [T],
-    layout: Layout,
-    transposed: bool,
-}
-
-impl<'a, T: Stored> Matrix<'a, T> {
-    pub(crate) fn new(view: &HostView<'a, T>) -> Self {
-        Self {
-            data: view.buf(),
-            layout: *view.layout(),
-            transposed: false,
-        }
-    }
-
-    pub(crate) fn transposed(view: &HostView<'a, T>) -> Self {
-        Self {
-            transposed: true,
-            ..Self::new(view)
-        }
-    }
-
-    /// A row as it is stored: a column of a transposed matrix.
-    fn stored_row(&self, row: usize, columns: Range<usize>) -> &'a [T] {
-        let start = row_start(&self.layout, row);
-        &self.data[start + columns.start..start + columns.end]
-    }
-
-    /// Widens a block as it is stored, row after row: `[rows][columns]`, or `[columns][rows]` of a transposed matrix.
-    #[inline(always)]
-    fn widen(&self, rows: Range<usize>, columns: Range<usize>, to: &mut [T::Acc]) {
-        let (stored, along) = match self.transposed {
-            true => (columns, rows),
-            false => (rows, columns),
-        };
-        for (row, to) in stored.zip(to.chunks_exact_mut(along.len())) {
-            T::widen(self.stored_row(row, along.clone()), to);
-        }
-    }
-
-    /// The same as evenly spaced elements, if it is.
-    fn strided(&self) -> Option<Strided> {
-        let rows = even_rows(&self.layout)?;
-        Some(if self.transposed {
-            Strided {
-                row: rows.column,
-                column: rows.row,
-                ..rows
-            }
-        } else {
-            rows
-        })
-    }
-}
-
-fn row_start(layout: &Layout, row: usize) -> usize {
-    layout.base(layout.shape().rank().saturating_sub(1), row)
-}
-
-/// First element and strides of evenly spaced rows.
-fn even_rows(layout: &Layout) -> Option<Strided> {
-    let matrix = layout.as_matrix(1)?;
-    Some(Strided {
-        first: matrix.offset,
-        row: if matrix.rows <= 1 {
-            matrix.columns
-        } else {
-            matrix.row_stride
-        },
-        column: 1,
-    })
-}
-
-/// One product.
-pub(crate) struct Dense<'a, T: Stored> {
-    /// `[rows, depth]`.
-    pub(crate) left: Matrix<'a, T>,
-    /// `[depth, outputs]`.
-    pub(crate) right: Matrix<'a, T>,
-    /// `[outputs]`.
-    pub(crate) bias: Option<HostView<'a, T>>,
-    pub(crate) rows: usize,
-    pub(crate) depth: usize,
-    pub(crate) outputs: usize,
-    pub(crate) out: Shared<'a, T>,
-    /// Columns contiguous.
-    pub(crate) out_layout: Layout,
-    /// Whether the product is added to what is there.
-    pub(crate) accumulate: bool,
+/// Scratch of `count` products of one left factor, their right factors packed or not.
+pub(crate) fn scratch<T: Stored>(
+    cpu: &Cpu,
+    rows: usize,
+    depth: usize,
+    outputs: usize,
+    count: usize,
+) -> usize {
+    let columns = padded(outputs).saturating_mul(count);
+    let most = [false, true]
+        .map(|packed| Cut::new(cpu, rows, depth, columns, packed).worker_scratch::<T::Acc>());
+    most[0].max(most[1]).saturating_mul(cpu.threads())
 }
 
 impl<T: Stored> Dense<'_, T> {
     /// Computes it. `scratch` has at least [`scratch`] elements.
     pub(crate) fn run(&self, cpu: &Cpu, row_order: RowOrder, scratch: &mut [T::Acc]) {
-        if self.rows == 0 || self.outputs == 0 {
+        let columns = self.parts().map(|part| padded(part.outputs)).sum();
+        if self.rows == 0 || columns == 0 {
             return;
         }
         if row_order == RowOrder::Any
-            && let Some(product) = self.gemm(cpu)
+            && let Some(product) = Gemm::new(cpu, self)
         {
             cpu.run(product.blocks(), scratch, 0, |jobs, _| product.run(jobs));
             return;
         }
-        let cut = Cut::new(cpu, self.rows, self.depth, self.outputs);
-        let jobs = self.rows.div_ceil(cut.rows) * self.outputs.div_ceil(COLUMNS);
+        let packed = |part: &&Part<'_, T>| matches!(part.right, Right::Packed(_));
+        let cut = Cut::new(
+            cpu,
+            self.rows,
+            self.depth,
+            columns,
+            self.parts().all(|part| packed(&part)),
+        );
         let each = cut.worker_scratch::<T::Acc>();
-        cpu.run(jobs, scratch, each, |jobs, scratch| {
-            cpu.level().dispatch(Worker {
-                call: self,
-                cut,
-                jobs,
-                scratch,
-            });
-        });
+        cpu.run(
+            cut.jobs(self.rows, columns),
+            scratch,
+            each,
+            |jobs, scratch| {
+                cpu.level().dispatch(Worker {
+                    call: self,
+                    cut,
+                    columns,
+                    jobs,
+                    scratch,
+                });
+            },
+        );
     }
 
-    fn bias_at(&self, column: usize) -> T::Acc {
-        self.bias.map_or(T::Acc::default(), |bias| {
-            bias.buf()[bias.layout().at(&[column])].to_acc()
-        })
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &Part<'_, T>> {
+        self.parts.iter().flatten()
     }
 
-    /// A full panel of the right factor as it lies, and its stride, where no widening is needed.
+    /// The panels of some columns, counted over all parts.
     #[inline(always)]
-    fn right_in_place(&self, columns: &Range<usize>, width: usize) -> Option<(&[T::Acc], usize)> {
-        if self.right.transposed || columns.len() != width {
-            return None;
-        }
-        let rows = even_rows(&self.right.layout).filter(|rows| rows.row >= width)?;
-        let data = T::as_acc(self.right.data)?;
-        // Up to the panel's own last element: the last step must not be cut short by the end of the buffer.
-        Some((data.get(rows.first + columns.start..)?, rows.row))
-    }
-
-    /// The product as one for matrixmultiply, if it is.
-    fn gemm(&self, cpu: &Cpu) -> Option<Gemm<'_, T>> {
-        if !gemm::serves::<T>(cpu, (self.rows, self.depth, self.outputs)) {
-            return None;
-        }
-        Some(Gemm {
-            call: self,
-            left: self.left.strided()?,
-            right: self.right.strided()?,
-            out: even_rows(&self.out_layout).filter(|out| out.row >= self.outputs)?,
+    fn panels(&self, columns: Range<usize>, width: usize) -> impl Iterator<Item = Panel<'_, T>> {
+        let numbered = columns.step_by(width).enumerate();
+        numbered.filter_map(move |(number, mut first)| {
+            for (index, part) in self.parts().enumerate() {
+                if first < padded(part.outputs) {
+                    let columns = first..(first + width).min(part.outputs);
+                    return (!columns.is_empty()).then_some(Panel {
+                        number,
+                        index,
+                        part,
+                        columns,
+                    });
+                }
+                first -= padded(part.outputs);
+            }
+            None
         })
     }
 }
 
-/// A product by matrixmultiply, cut into blocks of rows.
-struct Gemm<'a, T: Stored> {
-    call: &'a Dense<'a, T>,
-    left: Strided,
-    right: Strided,
-    out: Strided,
+/// As many columns as a tile is wide.
+struct Panel<'a, T: Stored> {
+    /// Its number in the job.
+    number: usize,
+    /// Its part, and the number of that.
+    index: usize,
+    part: &'a Part<'a, T>,
+    /// Its columns in the part.
+    columns: Range<usize>,
 }
 
-impl<T: Stored> Gemm<'_, T> {
-    /// The last block takes the rows that are left over, so that none is too short for packing to pay.
-    fn blocks(&self) -> usize {
-        (self.call.rows / GEMM_ROWS).max(1)
-    }
-
-    fn block(&self, block: usize) -> Range<usize> {
-        let end = if block + 1 == self.blocks() {
-            self.call.rows
-        } else {
-            (block + 1) * GEMM_ROWS
-        };
-        block * GEMM_ROWS..end
-    }
-
-    #[expect(unsafe_code, reason = "each job writes a block of its own")]
-    fn run(&self, jobs: &Jobs) {
-        let call = self.call;
-        while let Some(block) = jobs.take() {
-            let rows = self.block(block);
-            let first = self.out.first + rows.start * self.out.row;
-            let last = self.out.first + (rows.end - 1) * self.out.row;
-            // SAFETY: `Jobs` gives each block once, and blocks of rows at least as far apart as they are long are disjoint ranges.
-            let out = unsafe { call.out.slice(first..last + call.outputs) };
-            let left = Strided {
-                first: self.left.first + rows.start * self.left.row,
-                ..self.left
-            };
-            let to = Strided {
-                first: 0,
-                ..self.out
-            };
-            gemm::multiply(
-                (rows.len(), call.depth, call.outputs),
-                (call.left.data, left),
-                (call.right.data, self.right),
-                (out, to),
-                call.accumulate,
-            );
-            self.add_bias(out);
-        }
-    }
-
-    fn add_bias(&self, out: &mut [T]) {
-        const CHUNK: usize = 64;
-        if self.call.bias.is_none() {
+impl<T: Stored> Part<'_, T> {
+    /// The bias of some columns; 0 where there is none.
+    #[inline(always)]
+    pub(crate) fn load_bias(&self, columns: &Range<usize>, to: &mut [T::Acc]) {
+        let Some(bias) = &self.bias else {
+            to.fill(T::Acc::default());
             return;
+        };
+        let (first, stride) = (bias.layout().offset(), bias.layout().strides()[0]);
+        for (column, to) in columns.clone().zip(to) {
+            *to = bias.buf()[first + column * stride].to_acc();
         }
-        let columns = self.call.outputs;
-        for first in (0..columns).step_by(CHUNK) {
-            let count = CHUNK.min(columns - first);
-            let mut bias = [T::Acc::default(); CHUNK];
-            for (column, bias) in (first..first + count).zip(&mut bias) {
-                *bias = self.call.bias_at(column);
-            }
-            for row in out.chunks_mut(self.out.row) {
-                for (out, bias) in row[first..first + count].iter_mut().zip(&bias) {
-                    *out = T::from_acc(out.to_acc() + *bias);
+    }
+
+    /// How the panels of a job come to the tiles.
+    fn source(&self, rows: usize, depth: usize, width: usize) -> Source<'_, T> {
+        match &self.right {
+            Right::Packed(panels) => Source::Packed(panels),
+            Right::Matrix(right) => {
+                let few = rows < PANEL_ROWS || depth * self.outputs <= SMALL;
+                match (T::as_acc(right.data), right.rows.even()) {
+                    (Some(data), Some((first, distance)))
+                        if few && !right.transposed && self.outputs.is_multiple_of(width) =>
+                    {
+                        Source::InPlace {
+                            data: &data[first.min(data.len())..],
+                            distance,
+                        }
+                    }
+                    _ => Source::Gathered(right),
                 }
             }
         }
     }
 }
 
+/// Where the tiles read the right factor.
+enum Source<'a, T: Stored> {
+    /// Packed in whole.
+    Packed(&'a [T]),
+    /// Gathered once a job and chunk.
+    Gathered(&'a Matrix<'a, T>),
+    /// As it lies.
+    InPlace { data: &'a [T::Acc], distance: usize },
+}
+
 /// One thread's share of the jobs.
 struct Worker<'a, 'c, T: Stored> {
     call: &'a Dense<'c, T>,
     cut: Cut,
+    /// Columns of all parts.
+    columns: usize,
     jobs: &'a Jobs,
     scratch: &'a mut [T::Acc],
 }
 
 /// A worker's scratch, cut.
 struct Buffers<'a, A> {
-    panel: &'a mut [A],
+    panels: &'a mut [A],
     bias: &'a mut [A],
-    /// Results, one panel's columns after the other.
-    block: &'a mut [A],
     left: &'a mut [A],
+    /// `[panel][row][width]`.
+    sums: &'a mut [A],
 }
 
 impl<T: Stored> Kernel for Worker<'_, '_, T>
@@ -320,180 +327,258 @@ where
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let (call, cut) = (self.call, self.cut);
-        let (panel, rest) = aligned(self.scratch).split_at_mut(MAX_WIDTH * cut.depth);
+        let (panels, rest) = aligned(self.scratch).split_at_mut(cut.panels);
         let (bias, rest) = rest.split_at_mut(MAX_WIDTH);
-        let (block, left) = rest.split_at_mut(cut.rows * cut.columns);
+        let (sums, left) = rest.split_at_mut(cut.waiting * cut.held);
         let mut buffers = Buffers {
-            panel,
+            panels,
             bias,
-            block,
             left,
+            sums,
         };
-        let groups = call.outputs.div_ceil(COLUMNS);
+        let groups = self.columns.div_ceil(cut.columns);
         while let Some(job) = self.jobs.take() {
-            let (row, column) = (job / groups * cut.rows, job % groups * COLUMNS);
-            let rows = row..(row + cut.rows).min(call.rows);
-            let columns = column..(column + COLUMNS).min(call.outputs);
-            multiply_block(simd, call, rows, columns, &mut buffers);
+            let (row, column) = (job / groups * cut.rows, job % groups * cut.columns);
+            let job = Area {
+                rows: row..(row + cut.rows).min(call.rows),
+                columns: column..(column + cut.columns).min(self.columns),
+            };
+            run_job(simd, call, &cut, &job, &mut buffers);
         }
     }
 }
 
-/// One job.
+/// Rows, and columns counted over all parts.
+struct Area {
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+#[inline(always)]
+fn run_job<S: Simd, T: Stored>(
+    simd: S,
+    call: &Dense<'_, T>,
+    cut: &Cut,
+    job: &Area,
+    buffers: &mut Buffers<'_, T::Acc>,
+) {
+    let width = width::<S, T::Acc>();
+    let mut sources = [const { None }; MAX_PARTS];
+    for (source, part) in sources.iter_mut().zip(call.parts()) {
+        *source = Some(part.source(job.rows.len(), call.depth, width));
+    }
+    for chunk in pieces(0..call.depth.max(1), cut.chunk.max(1)) {
+        // A product over no depth is the bias.
+        let chunk = chunk.start..chunk.end.min(call.depth);
+        for panel in call.panels(job.columns.clone(), width) {
+            if let Some(Source::Gathered(right)) = &sources[panel.index] {
+                let to = &mut buffers.panels[panel.number * chunk.len() * width..];
+                right.widen_panel(chunk.clone(), panel.columns, width, to);
+            }
+        }
+        for (number, rows) in pieces(job.rows.clone(), cut.block).enumerate() {
+            let block = Step {
+                rows,
+                chunk: chunk.clone(),
+                // Sums that wait for the next chunk have a place each.
+                first_sum: number * cut.block * cut.held * usize::from(chunk.len() < call.depth),
+            };
+            multiply_block(simd, call, &sources, &block, job, buffers);
+        }
+    }
+}
+
+/// A block of rows and a chunk of the depth.
+struct Step {
+    rows: Range<usize>,
+    chunk: Range<usize>,
+    first_sum: usize,
+}
+
 #[inline(always)]
 fn multiply_block<S: Simd, T: Stored>(
     simd: S,
     call: &Dense<'_, T>,
-    rows: Range<usize>,
-    columns: Range<usize>,
+    sources: &[Option<Source<'_, T>>; MAX_PARTS],
+    block: &Step,
+    job: &Area,
     buffers: &mut Buffers<'_, T::Acc>,
 ) {
     let width = width::<S, T::Acc>();
-    let tile = rows.len() * width;
-    buffers.block[..columns.len().div_ceil(width) * tile].fill(T::Acc::default());
-    for start in (0..call.depth).step_by(DEPTH) {
-        let depth = start..(start + DEPTH).min(call.depth);
-        call.left.widen(rows.clone(), depth.clone(), buffers.left);
-        for (panel, block) in panels(&columns, width).zip(buffers.block.chunks_exact_mut(tile)) {
-            let in_place = (rows.len() < PANEL_ROWS)
-                .then(|| call.right_in_place(&panel, width))
-                .flatten();
-            let (right, stride) = match in_place {
-                Some((right, stride)) => (&right[depth.start * stride..], stride),
-                None => {
-                    load_panel(call, depth.clone(), panel, width, buffers.panel);
-                    (&*buffers.panel, width)
+    let (rows, chunk) = (block.rows.clone(), block.chunk.clone());
+    for_each_block::<S, T::Acc, _>(
+        simd,
+        rows.len(),
+        &mut Pack {
+            left: &call.left,
+            first: rows.start,
+            chunk: chunk.clone(),
+            to: buffers.left,
+        },
+    );
+    let several = chunk.len() < call.depth;
+    for panel in call.panels(job.columns.clone(), width) {
+        let (number, columns) = (panel.number, &panel.columns);
+        let slot = block.first_sum
+            + if several {
+                number * rows.len() * width
+            } else {
+                0
+            };
+        let sums = &mut buffers.sums[slot..][..rows.len() * width];
+        if chunk.is_empty() {
+            sums.fill(T::Acc::default());
+        }
+        for slice in pieces(chunk.clone(), SLICE) {
+            let within = slice.start - chunk.start;
+            let (right, distance) = match &sources[panel.index] {
+                Some(Source::InPlace { data, distance }) => {
+                    (&data[slice.start * distance + columns.start..], *distance)
+                }
+                Some(Source::Gathered(_)) | None => {
+                    let panel = &buffers.panels[number * chunk.len() * width..];
+                    (&panel[within * width..], width)
+                }
+                Some(Source::Packed(panels)) => {
+                    let first = (columns.start / width * call.depth + slice.start) * width;
+                    let packed = &panels[first..first + slice.len() * width];
+                    let packed = T::as_acc(packed).unwrap_or_else(|| {
+                        let wide = &mut buffers.panels[..packed.len()];
+                        T::widen(packed, wide);
+                        wide
+                    });
+                    (packed, width)
                 }
             };
             let mut product = Product {
-                left: &*buffers.left,
-                rows: rows.len(),
+                left: buffers.left,
+                chunk: chunk.len(),
+                within,
                 right,
-                stride,
-                block,
-                depth: depth.len(),
+                distance,
+                sums,
+                depth: slice.len(),
+                fresh: slice.start == 0,
             };
-            match call.left.transposed {
-                true => {
-                    let mut product = OfColumns(product);
-                    for_each_block::<S, T::Acc, _>(simd, rows.len(), &mut product);
-                }
-                false => for_each_block::<S, T::Acc, _>(simd, rows.len(), &mut product),
-            }
+            for_each_block::<S, T::Acc, _>(simd, rows.len(), &mut product);
         }
-    }
-    for (panel, block) in panels(&columns, width).zip(buffers.block.chunks_exact_mut(tile)) {
-        for (column, to) in panel.clone().zip(buffers.bias.iter_mut()) {
-            *to = call.bias_at(column);
-        }
-        for (row, from) in rows.clone().zip(block.chunks_exact_mut(width)) {
-            let from = &mut from[..panel.len()];
-            for (from, bias) in from.iter_mut().zip(buffers.bias.iter()) {
-                *from += *bias;
-            }
-            write_row(call, row, panel.start, from);
+        if chunk.end == call.depth {
+            panel.part.load_bias(columns, buffers.bias);
+            write_panel(simd, panel.part, &rows, columns, sums, buffers.bias);
         }
     }
 }
 
-fn panels(columns: &Range<usize>, width: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = columns.end;
-    columns
-        .clone()
-        .step_by(width)
-        .map(move |start| start..(start + width).min(end))
+/// A range cut into pieces of a length.
+fn pieces(range: Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range
+        .step_by(length)
+        .map(move |start| start..(start + length).min(end))
 }
 
-/// Columns of the right factor, widened, one tile's width each; columns beyond the last are 0.
-#[inline(always)]
-fn load_panel<T: Stored>(
-    call: &Dense<'_, T>,
-    depth: Range<usize>,
-    columns: Range<usize>,
-    width: usize,
-    panel: &mut [T::Acc],
-) {
-    let panel = &mut panel[..depth.len() * width];
-    if call.right.transposed {
-        panel.fill(T::Acc::default());
-        for (lane, column) in columns.enumerate() {
-            let from = call.right.stored_row(column, depth.clone());
-            for (to, from) in panel.chunks_exact_mut(width).zip(from) {
-                to[lane] = from.to_acc();
-            }
-        }
-        return;
-    }
-    for (step, to) in depth.zip(panel.chunks_exact_mut(width)) {
-        let from = call.right.stored_row(step, columns.clone());
-        T::widen(from, &mut to[..from.len()]);
-        to[from.len()..].fill(T::Acc::default());
-    }
-}
-
+/// Adds the bias to the sums of a panel, and writes them.
 #[inline(always)]
 #[expect(unsafe_code, reason = "each job writes a block of its own")]
-fn write_row<T: Stored>(call: &Dense<'_, T>, row: usize, column: usize, from: &mut [T::Acc]) {
-    let start = row_start(&call.out_layout, row) + column;
-    // SAFETY: `Jobs` gives each job once, jobs are disjoint in (row, column), a job reaches only its own block, columns are
-    // contiguous (the callers check it), so the slice holds nothing else, and `ViewMut` guarantees that no two elements share
-    // an index.
-    let to = unsafe { call.out.slice(start..start + from.len()) };
-    if call.accumulate {
-        for (from, to) in from.iter_mut().zip(to.iter()) {
-            *from += to.to_acc();
+fn write_panel<S: Simd, T: Stored>(
+    simd: S,
+    part: &Part<'_, T>,
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+    sums: &mut [T::Acc],
+    bias: &[T::Acc],
+) {
+    let (to, width) = (&part.to, width::<S, T::Acc>());
+    let bias = load_row::<S, T::Acc>(simd, bias);
+    for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(width)) {
+        let [a, b] = load_row::<S, T::Acc>(simd, sums);
+        store_row::<S, T::Acc>(&[a + bias[0], b + bias[1]], sums);
+        let start = to.rows.start(row);
+        for (piece, place) in to.rows.pieces(columns.clone()) {
+            let from = &mut sums[piece.start - columns.start..piece.end - columns.start];
+            // SAFETY: `Jobs` gives each job once, jobs are disjoint in (part, row, column), a job reaches only its own block, a piece
+            // lies side by side, so the slice holds nothing else, and `ViewMut` guarantees that no two elements share an index.
+            let out = unsafe { to.out.slice(start + place..start + place + piece.len()) };
+            if to.accumulate {
+                for (from, out) in from.iter_mut().zip(out.iter()) {
+                    *from += out.to_acc();
+                }
+            }
+            narrow_short::<T>(from, out);
         }
     }
-    T::narrow(from, to);
 }
 
-/// Rows of the left factor times a panel of the right one, added to a tile of results.
+/// Rounds a few elements, by pieces of constant length as [`Matrix::widen_panel`] widens them.
+#[inline(always)]
+fn narrow_short<T: Stored>(from: &[T::Acc], to: &mut [T]) {
+    const PIECE: usize = 8;
+    let (pieces, rest) = from.as_chunks::<PIECE>();
+    let (to_pieces, to_rest) = to.as_chunks_mut::<PIECE>();
+    for (from, to) in pieces.iter().zip(to_pieces) {
+        T::narrow(from, to);
+    }
+    for (from, to) in rest.iter().zip(to_rest) {
+        *to = T::from_acc(*from);
+    }
+}
+
+/// Copies a block of the left factor for its tiles: `[tile][chunk][rows of the tile]`.
+struct Pack<'a, 'c, T: Stored> {
+    left: &'a Matrix<'c, T>,
+    first: usize,
+    chunk: Range<usize>,
+    to: &'a mut [T::Acc],
+}
+
+impl<S: Simd, T: Stored> Block<S> for Pack<'_, '_, T> {
+    const PACKED: bool = true;
+
+    #[inline(always)]
+    fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
+        let to = &mut self.to[first * self.chunk.len()..][..ROWS * self.chunk.len()];
+        self.left
+            .pack::<S, ROWS>(simd, self.first + first, self.chunk.clone(), to);
+    }
+}
+
+/// Rows of the left factor times a slice of a panel, added to sums.
 struct Product<'a, A> {
-    /// `[rows][depth]`.
+    /// As [`Pack`] makes it.
     left: &'a [A],
-    rows: usize,
+    /// Depth of `left`, and where the slice begins in it.
+    chunk: usize,
+    within: usize,
     right: &'a [A],
     /// Elements of `right` from one step to the next.
-    stride: usize,
-    block: &'a mut [A],
+    distance: usize,
+    sums: &'a mut [A],
     depth: usize,
-}
-
-/// The same of a left factor that lies transposed, `[depth][rows]`.
-struct OfColumns<'a, A>(Product<'a, A>);
-
-impl<A: Lane> Product<'_, A> {
-    #[inline(always)]
-    fn add<S: Simd, L: Left<A, ROWS>, const ROWS: usize>(
-        &mut self,
-        simd: S,
-        first: usize,
-        left: &L,
-    ) {
-        let width = width::<S, A>();
-        let tile = &mut self.block[first * width..][..ROWS * width];
-        let acc = load_tile::<S, A, ROWS>(simd, tile);
-        let acc = multiply(simd, self.depth, left, self.right, self.stride, acc);
-        store_tile::<S, A, ROWS>(acc, tile);
-    }
+    /// Whether the sums begin here.
+    fresh: bool,
 }
 
 impl<S: Simd, A: Lane> Block<S> for Product<'_, A> {
-    #[inline(always)]
-    fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
-        let left = ByRows::<A, ROWS>::new(self.left, self.depth, first, self.depth);
-        self.add(simd, first, &left);
-    }
-}
+    const PACKED: bool = true;
 
-impl<S: Simd, A: Lane> Block<S> for OfColumns<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
+        let width = width::<S, A>();
         let left = ByColumns {
-            matrix: self.0.left,
-            stride: self.0.rows,
-            first,
+            matrix: &self.left[first * self.chunk + self.within * ROWS..],
+            stride: ROWS,
+            first: 0,
         };
-        self.0.add::<S, _, ROWS>(simd, first, &left);
+        let sums = &mut self.sums[first * width..][..ROWS * width];
+        let acc = match self.fresh {
+            true => zeros::<S, A, ROWS>(simd),
+            false => load_tile::<S, A, ROWS>(simd, sums),
+        };
+        let acc = match self.distance == width {
+            // A constant distance needs no multiplications of addresses.
+            true => multiply(simd, self.depth, &left, self.right, width, acc),
+            false => multiply(simd, self.depth, &left, self.right, self.distance, acc),
+        };
+        store_tile::<S, A, ROWS>(acc, sums);
     }
 }

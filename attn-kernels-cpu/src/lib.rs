@@ -29,7 +29,8 @@
 //! | `attend_backward`, `backward` | jobs; the gradients of one head, and of a bias |
 //! | `products` | the three products of a pair of tiles |
 //! | `scores`, `visibility`, `dropout`, `heads` | scores of a tile; what it may see; what is dropped; tiles and rows of a head |
-//! | `project`, `dense`, `gemm` | dense layers; any product of matrices; the door to matrixmultiply |
+//! | `project`, `dense`, `matrix` | dense layers; products of matrices; their rows, and copies of their parts |
+//! | `pack`, `gemm` | kernels packed beforehand; the door to matrixmultiply |
 //! | `normalize` | layer norm and its gradients |
 //! | `buffers` | what the caller's buffers must be like |
 //! | `threads`, `shared` | jobs on threads; one output written by several |
@@ -58,8 +59,10 @@ mod flash;
 mod gemm;
 mod heads;
 mod isa;
+mod matrix;
 mod micro;
 mod normalize;
+mod pack;
 mod products;
 mod project;
 mod scores;

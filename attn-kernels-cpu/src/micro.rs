@@ -10,12 +10,13 @@
 //! are 32, and 8 rows divide the usual depths.
 
 use crate::simd::{Lane, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
+use core::ops::Range;
 
 /// Vectors of lanes in a tile.
 const VECTORS: usize = 2;
 
 /// Rows of the widest tile.
-pub(crate) const MAX_ROWS: usize = 8;
+pub(crate) const MAX_ROWS: usize = 12;
 
 /// Lanes of the widest tile of all instruction sets: two 64-byte vectors of `f32`.
 pub(crate) const MAX_WIDTH: usize = 32;
@@ -30,8 +31,19 @@ pub(crate) type Tile<S, A, const ROWS: usize> = [[Vector<S, A>; VECTORS]; ROWS];
 
 /// The left factor.
 pub(crate) trait Left<A, const ROWS: usize> {
-    /// Its rows at step `k`.
-    fn at(&self, k: usize) -> [A; ROWS];
+    /// Its rows at the `N` steps from `k` on; bounds are checked here, once.
+    type Window<'w, const N: usize>: Window<A>
+    where
+        Self: 'w;
+
+    /// The steps from `k` on.
+    fn window<const N: usize>(&self, k: usize) -> Self::Window<'_, N>;
+}
+
+/// A few steps of a left factor.
+pub(crate) trait Window<A> {
+    /// Row `i` at a step.
+    fn at(&self, i: usize, step: usize) -> A;
 }
 
 /// A left factor given row by row.
@@ -49,14 +61,28 @@ impl<'a, A, const ROWS: usize> ByRows<'a, A, ROWS> {
     }
 }
 
-impl<A: Copy + Default, const ROWS: usize> Left<A, ROWS> for ByRows<'_, A, ROWS> {
+impl<A: Copy, const ROWS: usize> Left<A, ROWS> for ByRows<'_, A, ROWS> {
+    type Window<'w, const N: usize>
+        = [&'w [A; N]; ROWS]
+    where
+        Self: 'w;
+
     #[inline(always)]
-    fn at(&self, k: usize) -> [A; ROWS] {
-        let mut rows = [A::default(); ROWS];
-        for (to, row) in rows.iter_mut().zip(&self.0) {
-            *to = row[k];
+    fn window<const N: usize>(&self, k: usize) -> Self::Window<'_, N> {
+        let mut window = [self.0[0][k..]
+            .first_chunk()
+            .expect("steps within the depth"); ROWS];
+        for (to, row) in window.iter_mut().zip(&self.0) {
+            *to = row[k..].first_chunk().expect("steps within the depth");
         }
-        rows
+        window
+    }
+}
+
+impl<A: Copy, const N: usize, const ROWS: usize> Window<A> for [&[A; N]; ROWS] {
+    #[inline(always)]
+    fn at(&self, i: usize, step: usize) -> A {
+        self[i][step]
     }
 }
 
@@ -70,12 +96,32 @@ pub(crate) struct ByColumns<'a, A> {
     pub(crate) first: usize,
 }
 
-impl<A: Copy + Default, const ROWS: usize> Left<A, ROWS> for ByColumns<'_, A> {
+impl<A: Copy, const ROWS: usize> Left<A, ROWS> for ByColumns<'_, A> {
+    type Window<'w, const N: usize>
+        = Columns<'w, A, ROWS>
+    where
+        Self: 'w;
+
     #[inline(always)]
-    fn at(&self, k: usize) -> [A; ROWS] {
-        let mut rows = [A::default(); ROWS];
-        rows.copy_from_slice(&self.matrix[k * self.stride + self.first..][..ROWS]);
-        rows
+    fn window<const N: usize>(&self, k: usize) -> Self::Window<'_, N> {
+        let start = k * self.stride + self.first;
+        Columns {
+            rows: &self.matrix[start..][..(N - 1) * self.stride + ROWS],
+            stride: self.stride,
+        }
+    }
+}
+
+/// A few steps of [`ByColumns`] or of what lies like it.
+pub(crate) struct Columns<'w, A, const ROWS: usize> {
+    rows: &'w [A],
+    stride: usize,
+}
+
+impl<A: Copy, const ROWS: usize> Window<A> for Columns<'_, A, ROWS> {
+    #[inline(always)]
+    fn at(&self, i: usize, step: usize) -> A {
+        self.rows[step * self.stride + i]
     }
 }
 
@@ -87,17 +133,44 @@ pub(crate) fn multiply<S: Simd, A: Lane, L: Left<A, ROWS>, const ROWS: usize>(
     left: &L,
     right: &[A],
     stride: usize,
+    acc: Tile<S, A, ROWS>,
+) -> Tile<S, A, ROWS> {
+    if lanes::<S, A>() * size_of::<A>() == 64 {
+        // Sixteen cycles a step hide the checks of bounds; with more steps at once compilers load too early and spill.
+        add_products::<S, A, L, ROWS, STEPS512>(simd, 0..depth, left, right, stride, acc)
+    } else {
+        let whole = depth / 4 * 4;
+        let acc = add_products::<S, A, L, ROWS, 4>(simd, 0..whole, left, right, stride, acc);
+        add_products::<S, A, L, ROWS, 1>(simd, whole..depth, left, right, stride, acc)
+    }
+}
+
+const STEPS512: usize = 1;
+
+/// The steps `depth`, `STEPS` of them in a row between checks of bounds.
+#[inline(always)]
+fn add_products<S: Simd, A: Lane, L: Left<A, ROWS>, const ROWS: usize, const STEPS: usize>(
+    simd: S,
+    depth: Range<usize>,
+    left: &L,
+    right: &[A],
+    stride: usize,
     mut acc: Tile<S, A, ROWS>,
 ) -> Tile<S, A, ROWS> {
-    for (k, right) in right.chunks(stride).take(depth).enumerate() {
-        let right = load_row::<S, A>(simd, right);
-        let left = left.at(k);
-        for i in 0..ROWS {
-            let left = splat(simd, left[i]);
-            for v in 0..VECTORS {
-                acc[i][v] = left.mul_add(right[v], acc[i][v]);
+    let mut k = depth.start;
+    while k < depth.end {
+        let right = &right[k * stride..][..(STEPS - 1) * stride + width::<S, A>()];
+        let left = left.window::<STEPS>(k);
+        for step in 0..STEPS {
+            let right = load_row::<S, A>(simd, &right[step * stride..]);
+            for i in 0..ROWS {
+                let left = splat(simd, left.at(i, step));
+                for v in 0..VECTORS {
+                    acc[i][v] = left.mul_add(right[v], acc[i][v]);
+                }
             }
         }
+        k += STEPS;
     }
     acc
 }
@@ -139,22 +212,26 @@ pub(crate) fn store_tile<S: Simd, A: Lane, const ROWS: usize>(
     tile: Tile<S, A, ROWS>,
     to: &mut [A],
 ) {
-    for (row, to) in tile.into_iter().zip(to.chunks_exact_mut(width::<S, A>())) {
-        store_row::<S, A>(row, to);
+    let to = &mut to[..ROWS * width::<S, A>()];
+    for i in 0..ROWS {
+        store_row::<S, A>(&tile[i], &mut to[i * width::<S, A>()..]);
     }
 }
 
-/// Stores a row of a tile to [`width`] elements.
+/// Stores a row of a tile to the first [`width`] elements.
 #[inline(always)]
-pub(crate) fn store_row<S: Simd, A: Lane>(row: [Vector<S, A>; VECTORS], to: &mut [A]) {
+pub(crate) fn store_row<S: Simd, A: Lane>(row: &[Vector<S, A>; VECTORS], to: &mut [A]) {
     let lanes = lanes::<S, A>();
-    for (v, vector) in row.into_iter().enumerate() {
-        vector.store_slice(&mut to[v * lanes..(v + 1) * lanes]);
-    }
+    row[0].store_slice(&mut to[..lanes]);
+    row[1].store_slice(&mut to[lanes..VECTORS * lanes]);
 }
 
 /// Something done for a block of `ROWS` rows that begin at `first`.
 pub(crate) trait Block<S: Simd> {
+    /// Whether blocks of [`MAX_ROWS`] rows pay where registers hold them: with a left factor packed for it, one pointer serves
+    /// all rows; else there are too few registers for the pointers.
+    const PACKED: bool = false;
+
     fn run<const ROWS: usize>(&mut self, simd: S, first: usize);
 }
 
@@ -174,9 +251,13 @@ pub(crate) fn for_each_block<S: Simd, A: Lane, B: Block<S>>(simd: S, rows: usize
 fn cover<S: Simd, A: Lane, B: Block<S>>(simd: S, rows: usize, block: &mut B) {
     let mut first = 0;
     if lanes::<S, A>() * size_of::<A>() == 64 {
-        while first + MAX_ROWS <= rows {
+        while B::PACKED && first + MAX_ROWS <= rows {
             block.run::<MAX_ROWS>(simd, first);
             first += MAX_ROWS;
+        }
+        while first + 8 <= rows {
+            block.run::<8>(simd, first);
+            first += 8;
         }
     } else {
         while first + 6 <= rows {

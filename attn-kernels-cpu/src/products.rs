@@ -1,7 +1,7 @@
 //! The three products of a pair of tiles. Queries lie in lanes, keys go down the rows.
 
 use crate::micro::{
-    Block, ByColumns, ByRows, Left, load_row, load_tile, multiply, store_tile, width, zeros,
+    Block, ByColumns, ByRows, Left, Window, load_row, load_tile, multiply, store_tile, width, zeros,
 };
 use crate::scores::KEYS;
 use crate::simd::{Lane, Simd};
@@ -105,15 +105,32 @@ struct ByStrips<'a, A> {
     width: usize,
 }
 
-impl<A: Copy + Default, const ROWS: usize> Left<A, ROWS> for ByStrips<'_, A> {
+impl<A: Copy, const ROWS: usize> Left<A, ROWS> for ByStrips<'_, A> {
+    type Window<'w, const N: usize>
+        = Lanes<'w, A>
+    where
+        Self: 'w;
+
     #[inline(always)]
-    fn at(&self, query: usize) -> [A; ROWS] {
+    fn window<const N: usize>(&self, query: usize) -> Self::Window<'_, N> {
+        // A strip is a multiple of the steps of a window wide, so a window lies within one.
         let start = query / self.width * self.width * KEYS + query % self.width;
-        let column = &self.tile[start..][..(ROWS - 1) * self.width + 1];
-        let mut rows = [A::default(); ROWS];
-        for (to, row) in rows.iter_mut().zip(column.chunks(self.width)) {
-            *to = row[0];
+        Lanes {
+            rows: &self.tile[start..][..(ROWS - 1) * self.width + N],
+            width: self.width,
         }
-        rows
+    }
+}
+
+/// A few queries of [`ByStrips`].
+struct Lanes<'w, A> {
+    rows: &'w [A],
+    width: usize,
+}
+
+impl<A: Copy> Window<A> for Lanes<'_, A> {
+    #[inline(always)]
+    fn at(&self, i: usize, step: usize) -> A {
+        self.rows[i * self.width + step]
     }
 }

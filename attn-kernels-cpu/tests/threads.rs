@@ -60,7 +60,9 @@ where
     );
     let call = Projection {
         input: HostView::new(&x, &[rows, features]).expect("the shape fits"),
-        kernel: HostView::new(&kernel, &[features, outputs]).expect("the shape fits"),
+        kernel: HostView::new(&kernel, &[features, outputs])
+            .expect("the shape fits")
+            .into(),
         bias: Some(HostView::new(&bias, &[outputs]).expect("the shape fits")),
         row_order,
     };

@@ -149,7 +149,11 @@ impl<B: Kernels<T>, T: Element> Decoding<'_, B, T> {
         let (pass, params, inputs) = (&self.pass, self.params, self.inputs);
         let axis = pass.plan.batch.rank();
         let query = self.tokens(&inputs.q, part)?;
-        let to = whole(scratch.q, &pass.plan.flat(part.count)?, "q")?;
+        let to = whole(
+            scratch.q,
+            Layout::contiguous(pass.plan.flat(part.count)?)?,
+            "q",
+        )?;
         pass.dense(&params.query, query, to, scratch.tiles)?;
         for (dense, input, cached) in [
             (&params.key, &inputs.k, &mut cache.cached_key),
@@ -160,7 +164,7 @@ impl<B: Kernels<T>, T: Element> Decoding<'_, B, T> {
             pass.dense(dense, self.tokens(input, part)?, to, scratch.tiles)?;
         }
         if self.layer.normalize_qk {
-            let query = whole(scratch.q, &pass.plan.heads(part.count)?, "q")?;
+            let query = whole(scratch.q, pass.plan.by_rows(part.count)?, "q")?;
             pass.normalize(params.query_ln, query)?;
             let slots = narrow(cache.cached_key.layout(), axis, part.slot, part.count)?;
             let key = ViewMut::with_layout(cache.cached_key.buf_mut(), slots)?;
@@ -176,11 +180,11 @@ impl<B: Kernels<T>, T: Element> Decoding<'_, B, T> {
         cache: &DecodeCache<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        let heads = self.pass.plan.heads(part.count)?;
+        let heads = self.pass.plan.by_rows(part.count)?;
         let mask = self.inputs.mask.as_ref();
         let offset = isize::try_from(cache.cache_index).unwrap_or(isize::MAX);
         let call = Attention::new(
-            read(scratch.q, &heads)?,
+            read(scratch.q, heads)?,
             cache.cached_key.as_view(),
             cache.cached_value.as_view(),
         )
@@ -188,7 +192,7 @@ impl<B: Kernels<T>, T: Element> Decoding<'_, B, T> {
         .with_causal(Some(Causal::offset(offset)))
         .with_dropout(self.inputs.dropout)
         .with_fully_masked(self.layer.fully_masked);
-        let context = whole(scratch.context, &heads, "context")?;
+        let context = whole(scratch.context, heads, "context")?;
         self.pass.backend.attend(call, context, scratch.tiles)
     }
 
@@ -201,7 +205,7 @@ impl<B: Kernels<T>, T: Element> Decoding<'_, B, T> {
         let plan = self.pass.plan;
         let rows = narrow(out.layout(), plan.batch.rank(), part.first, part.count)?;
         let out = ViewMut::with_layout(out.buf_mut(), rows)?;
-        let context = read(scratch.context, &plan.flat(part.count)?)?;
+        let context = read(scratch.context, Layout::contiguous(plan.flat(part.count)?)?)?;
         self.pass
             .dense(&self.params.out, context, out, scratch.tiles)
     }

@@ -16,6 +16,8 @@ pub mod init;
 pub mod initializers;
 mod inputs;
 pub mod io;
+#[cfg(feature = "alloc")]
+mod packed;
 mod params;
 mod plan;
 pub mod random;
@@ -63,8 +65,8 @@ mod stage_backward;
 mod vjp;
 
 pub use attn_core::{
-    self as core, DType, Dims, Error, FullyMasked, HostView, HostViewMut, Result, ScalarType, bf16,
-    f16,
+    self as core, DType, DenseKernel, Dims, Error, FullyMasked, HostView, HostViewMut,
+    PackedKernel, Result, ScalarType, bf16, f16,
 };
 #[cfg(feature = "cpu")]
 pub use attn_kernels_cpu::{self as cpu, Cpu};
@@ -114,6 +116,8 @@ pub use layer::{
 };
 #[cfg(feature = "alloc")]
 pub use masks::{combine_masks, make_attention_mask, make_attention_mask_with, make_causal_mask};
+#[cfg(feature = "alloc")]
+pub use packed::PackedParams;
 #[cfg(feature = "alloc")]
 pub use residuals::OwnedResiduals;
 #[cfg(feature = "alloc")]

@@ -4,13 +4,13 @@ use crate::plan::Plan;
 #[cfg(feature = "alloc")]
 use crate::tensor::Tensor;
 use crate::tensor::TensorView;
-use attn_core::{Dims, Element, Error, Result, Storage, View};
+use attn_core::{DenseKernel, Dims, Element, Error, Result, Storage, View};
 
 /// A dense layer's parameters (`flax.linen.DenseGeneral`).
 #[derive(Debug)]
 pub struct Dense<'p, S: Storage, T: Element> {
-    /// `[features, heads, head_dim]` for query, key and value; `[heads, head_dim, features]` for out.
-    pub kernel: View<'p, S, T>,
+    /// `[features, heads, head_dim]` for query, key and value; `[heads, head_dim, features]` for out. Or packed ([`PackedParams`](crate::PackedParams)).
+    pub kernel: DenseKernel<'p, S, T>,
     /// `[heads, head_dim]`; `[features]` for out. Not looked at with `use_bias: false`.
     pub bias: Option<View<'p, S, T>>,
 }
@@ -55,7 +55,13 @@ impl<S: Storage, T: Element> Dense<'_, S, T> {
         bias: &[usize],
         use_bias: bool,
     ) -> Result<()> {
-        same_shape(scope, "kernel", self.kernel.shape(), kernel)?;
+        match &self.kernel {
+            DenseKernel::Plain(view) => same_shape(scope, "kernel", view.shape(), kernel)?,
+            DenseKernel::Packed(packed) => {
+                let (got, wanted) = (packed.shape()?, matrix(scope, kernel)?);
+                same_shape(scope, "kernel", &got, &wanted)?;
+            }
+        }
         match &self.bias {
             Some(given) if use_bias => same_shape(scope, "bias", given.shape(), bias),
             None if use_bias => Err(Error::ParamMissing {
@@ -114,6 +120,16 @@ impl<S: Storage, T: Element> Params<'_, S, T> {
             use_bias,
         )
     }
+}
+
+/// The shape of a kernel with its heads flattened: of the outputs, or for `out` of the features.
+fn matrix(scope: &'static str, kernel: &[usize]) -> Result<Dims> {
+    let split = if scope == "out" { kernel.len() - 1 } else { 1 };
+    let (features, outputs) = kernel.split_at(split);
+    Dims::new(&[
+        Dims::new(features)?.elements()?,
+        Dims::new(outputs)?.elements()?,
+    ])
 }
 
 fn same_shape(scope: &'static str, name: &'static str, got: &Dims, wanted: &[usize]) -> Result<()> {

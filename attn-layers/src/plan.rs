@@ -1,6 +1,6 @@
 //! The sizes of one call of a layer, checked once.
 
-use attn_core::{AttentionShape, Backend, Dims, Element, Error, Kernels, Result};
+use attn_core::{AttentionShape, Backend, Dims, Element, Error, Kernels, Layout, Result};
 
 /// The sizes of one call: every error of shape ends here. Plain numbers, made once for a shape and used for every call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,6 +163,28 @@ impl Plan {
         self.batch.concat(&[length, self.num_heads, self.head_dim])
     }
 
+    /// `[batch..., length, num_heads, head_dim]` without gaps.
+    pub(crate) fn by_rows(&self, length: usize) -> Result<Layout> {
+        Layout::contiguous(self.heads(length)?)
+    }
+
+    /// `[batch..., length, num_heads, head_dim]` with the rows of a head side by side, as the attention core reads them fastest.
+    pub(crate) fn by_heads(&self, length: usize) -> Result<Layout> {
+        let shape = self.heads(length)?;
+        let mut strides = [0; attn_core::layout::MAX_RANK];
+        let rank = shape.rank();
+        let row = self.head_dim;
+        strides[rank - 1] = 1;
+        strides[rank - 2] = row.saturating_mul(length);
+        strides[rank - 3] = row;
+        let mut entry = self.hidden.saturating_mul(length);
+        for axis in (0..rank - 3).rev() {
+            strides[axis] = entry;
+            entry = entry.saturating_mul(shape[axis]);
+        }
+        Layout::strided(0, shape, &strides[..rank])
+    }
+
     /// Buffers that `apply` needs on `backend`.
     ///
     /// ```
@@ -287,9 +309,9 @@ impl Plan {
         kept: usize,
     ) -> ScratchSizes {
         let queries = self.rows(self.query_length);
-        let tiles = self
-            .projections()
-            .map(|(rows, features, outputs)| backend.project_scratch(rows, features, outputs));
+        let tiles = self.projections().map(|(rows, features, outputs)| {
+            backend.project_each_scratch(rows, features, outputs, 3)
+        });
         let attend = self
             .attention_shape(key_length)
             .map_or(0, |shape| backend.attend_scratch(&shape));

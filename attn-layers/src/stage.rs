@@ -91,7 +91,7 @@ fn project_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>
     let bias_data = bias.map(|bias| bias.cast::<T>()).transpose()?;
     let call = Projection {
         input: HostView::new(&x_data, x.shape())?,
-        kernel: HostView::new(&kernel_data, kernel.shape())?,
+        kernel: HostView::new(&kernel_data, kernel.shape())?.into(),
         bias: bias_data
             .as_ref()
             .map(|bias| HostView::new(bias, &[outputs]))

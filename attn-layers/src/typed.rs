@@ -25,8 +25,8 @@ pub(crate) const EPSILON: f64 = 1e-6;
 /// let shape = Dims::new(&[2, 1])?; // [length, features]
 /// let plan = layer.plan(&shape, &shape, &shape)?;
 /// let (one, zero) = ([1.0f32], [0.0f32]);
-/// let input = Dense { kernel: HostView::new(&one, &[1, 1, 1])?, bias: Some(HostView::new(&zero, &[1, 1])?) };
-/// let out = Dense { kernel: HostView::new(&one, &[1, 1, 1])?, bias: Some(HostView::new(&zero, &[1])?) };
+/// let input = Dense { kernel: HostView::new(&one, &[1, 1, 1])?.into(), bias: Some(HostView::new(&zero, &[1, 1])?) };
+/// let out = Dense { kernel: HostView::new(&one, &[1, 1, 1])?.into(), bias: Some(HostView::new(&zero, &[1])?) };
 /// let params = Params { query: input, key: input, value: input, out, query_ln: None, key_ln: None };
 /// let mut scratch = OwnedScratch::new(&plan.scratch::<f32, _>(&cpu))?;
 ///
@@ -134,7 +134,10 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         };
         self.project_inputs(&pass, params, &inputs, scratch)?;
         self.attend(&pass, inputs, statistics, scratch)?;
-        let context = read(scratch.context, &plan.flat(plan.query_length)?)?;
+        let context = read(
+            scratch.context,
+            Layout::contiguous(plan.flat(plan.query_length)?)?,
+        )?;
         pass.dense(&params.out, context, out, scratch.tiles)
     }
 
@@ -147,19 +150,25 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = pass.plan;
-        let (queries, keys) = (plan.flat(plan.query_length)?, plan.flat(plan.key_length)?);
-        let (q, k, v) = (
-            whole(scratch.q, &queries, "q")?,
-            whole(scratch.k, &keys, "k")?,
-            whole(scratch.v, &keys, "v")?,
-        );
-        pass.dense(&params.query, inputs.q, q, scratch.tiles)?;
-        pass.dense(&params.key, inputs.k, k, scratch.tiles)?;
-        pass.dense(&params.value, inputs.v, v, scratch.tiles)?;
+        let queries = plan.by_heads(plan.query_length)?;
+        let keys = plan.by_heads(plan.key_length)?;
+        let mut outs = [
+            whole(scratch.q, queries, "q")?,
+            whole(scratch.k, keys, "k")?,
+            whole(scratch.v, keys, "v")?,
+        ];
+        let [q, k, v] = plan.features;
+        let calls = [
+            pass.projection(&params.query, inputs.q, q, plan.hidden)?,
+            pass.projection(&params.key, inputs.k, k, plan.hidden)?,
+            pass.projection(&params.value, inputs.v, v, plan.hidden)?,
+        ];
+        pass.backend
+            .project_each(&calls, &mut outs, scratch.tiles)?;
         if self.normalize_qk {
-            let (queries, keys) = (plan.heads(plan.query_length)?, plan.heads(plan.key_length)?);
-            pass.normalize(params.query_ln, whole(scratch.q, &queries, "q")?)?;
-            pass.normalize(params.key_ln, whole(scratch.k, &keys, "k")?)?;
+            let [q, k, _] = outs;
+            pass.normalize(params.query_ln, q)?;
+            pass.normalize(params.key_ln, k)?;
         }
         Ok(())
     }
@@ -173,11 +182,12 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = pass.plan;
-        let (queries, keys) = (plan.heads(plan.query_length)?, plan.heads(plan.key_length)?);
+        let queries = plan.by_heads(plan.query_length)?;
+        let keys = plan.by_heads(plan.key_length)?;
         let call = Attention::new(
-            read(scratch.q, &queries)?,
-            read(scratch.k, &keys)?,
-            read(scratch.v, &keys)?,
+            read(scratch.q, queries)?,
+            read(scratch.k, keys)?,
+            read(scratch.v, keys)?,
         )
         .with_mask(inputs.mask)
         .with_causal(inputs.causal)
@@ -185,7 +195,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         .with_dropout(inputs.dropout)
         .with_weights(inputs.weights)
         .with_statistics(statistics);
-        let context = whole(scratch.context, &queries, "context")?;
+        let context = whole(scratch.context, plan.by_rows(plan.query_length)?, "context")?;
         pass.backend.attend(call, context, scratch.tiles)
     }
 }
@@ -198,7 +208,7 @@ pub(crate) struct Pass<'a, B> {
 }
 
 impl<B> Pass<'_, B> {
-    /// `DenseGeneral`, its axes flattened: the first or last two of the kernel's are heads and head_dim.
+    /// `DenseGeneral`: the first or last two axes of the kernel are heads and head_dim, those of `out` may be.
     pub(crate) fn dense<T: Element>(
         &self,
         dense: &Dense<'_, B::Storage, T>,
@@ -209,26 +219,26 @@ impl<B> Pass<'_, B> {
     where
         B: Kernels<T>,
     {
-        let (Some(&features), Some(&outputs)) = (input.shape().last(), out.shape().last()) else {
-            return Err(Error::Rank {
-                argument: "inputs",
-                got: 0,
-                wanted: "[batch..., length, features]",
-            }
-            .into());
-        };
-        let kernel = dense.kernel.reshape(&[features, outputs])?;
-        let bias = dense
-            .bias
-            .map(|bias| bias.reshape(&[outputs]))
-            .transpose()?;
-        let call = Projection {
-            input,
-            kernel,
-            bias,
-            row_order: self.row_order,
-        };
+        let (features, outputs) = matrix(&input, out.shape())?;
+        let call = self.projection(dense, input, features, outputs)?;
         self.backend.project(&call, out, tiles)
+    }
+
+    /// The call of a dense layer, `[features, outputs]`.
+    fn projection<'p, S: Storage, T: Element>(
+        &self,
+        dense: &Dense<'p, S, T>,
+        input: View<'p, S, T>,
+        features: usize,
+        outputs: usize,
+    ) -> Result<Projection<'p, S, T>> {
+        let bias = dense.bias.map(|bias| bias.reshape(&[outputs]));
+        Ok(Projection {
+            input,
+            kernel: dense.kernel.as_matrix(features, outputs)?,
+            bias: bias.transpose()?,
+            row_order: self.row_order,
+        })
     }
 
     pub(crate) fn normalize<T: Element>(
@@ -246,13 +256,29 @@ impl<B> Pass<'_, B> {
     }
 }
 
+/// Features and outputs of a dense layer from `[batch..., length, features]` to `[batch..., length, outputs...]`.
+pub(crate) fn matrix<S: Storage, T: Element>(
+    input: &View<'_, S, T>,
+    out: &Dims,
+) -> Result<(usize, usize)> {
+    let Some((&features, rows)) = input.shape().split_last() else {
+        return Err(Error::Rank {
+            argument: "inputs",
+            got: 0,
+            wanted: "[batch..., length, features]",
+        });
+    };
+    let outputs = Dims::new(out.get(rows.len()..).unwrap_or(&[]))?.elements()?;
+    Ok((features, outputs))
+}
+
 /// The first elements of a scratch buffer as an array.
 pub(crate) fn whole<'b, S: Storage, T: attn_core::Scalar>(
     buf: &'b mut S::Buf<T>,
-    shape: &Dims,
+    layout: Layout,
     name: &'static str,
 ) -> Result<ViewMut<'b, S, T>> {
-    let (got, wanted) = (buf.len(), shape.elements()?);
+    let (got, wanted) = (buf.len(), layout.end()?);
     if got < wanted {
         return Err(Error::Scratch {
             argument: name,
@@ -260,12 +286,12 @@ pub(crate) fn whole<'b, S: Storage, T: attn_core::Scalar>(
             wanted,
         });
     }
-    ViewMut::with_layout(buf, Layout::contiguous(*shape)?)
+    ViewMut::with_layout(buf, layout)
 }
 
 pub(crate) fn read<'b, S: Storage, T: attn_core::Scalar>(
     buf: &'b S::Buf<T>,
-    shape: &Dims,
+    layout: Layout,
 ) -> Result<View<'b, S, T>> {
-    View::with_layout(buf, Layout::contiguous(*shape)?)
+    View::with_layout(buf, layout)
 }

@@ -7,10 +7,11 @@ use crate::plan::Plan;
 use crate::residuals::{AnyResidualBuffers, ResidualBuffers};
 use crate::scratch::{AnyScratch, Scratch};
 use crate::typed::{
-    AnyMultiHeadDotProductAttention, EPSILON, MultiHeadDotProductAttentionOf, Pass, read, whole,
+    AnyMultiHeadDotProductAttention, EPSILON, MultiHeadDotProductAttentionOf, Pass, matrix, read,
+    whole,
 };
 use attn_core::{
-    AnyView, AnyViewMut, Attention, AttentionBackward, Dims, Element, Kernels, NormalizeBackward,
+    AnyView, AnyViewMut, Attention, AttentionBackward, Element, Kernels, Layout, NormalizeBackward,
     ProjectionBackward, Result, RowOrder, Storage, View, ViewMut,
 };
 
@@ -34,7 +35,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         residuals: &mut ResidualBuffers<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        let statistics = whole(residuals.statistics, &plan.statistics()?, "statistics")?;
+        let statistics = whole(residuals.statistics, Layout::contiguous(plan.statistics()?)?, "statistics")?;
         let mut kept = Scratch {
             q: &mut *residuals.q,
             k: &mut *residuals.k,
@@ -60,7 +61,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     /// let shape = Dims::new(&[2, 1])?; // [length, features]
     /// let plan = layer.plan(&shape, &shape, &shape)?;
     /// let one = [1.0f32];
-    /// let dense = Dense { kernel: HostView::new(&one, &[1, 1, 1])?, bias: None };
+    /// let dense = Dense { kernel: HostView::new(&one, &[1, 1, 1])?.into(), bias: None };
     /// let params = Params { query: dense, key: dense, value: dense, out: dense, query_ln: None, key_ln: None };
     /// let mut residuals = OwnedResiduals::new(&plan.residuals())?;
     /// let mut scratch = OwnedScratch::new(&plan.backward_scratch::<f32, _>(&cpu))?; // enough for both passes
@@ -176,9 +177,9 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = self.pass.plan;
-        let flat = plan.flat(plan.query_length)?;
-        let context = read(residuals.context, &flat)?;
-        let d_context = whole(scratch.context, &flat, "context")?;
+        let flat = Layout::contiguous(plan.flat(plan.query_length)?)?;
+        let context = read(residuals.context, flat)?;
+        let d_context = whole(scratch.context, flat, "context")?;
         self.pass.dense_backward(
             &self.params.out,
             context,
@@ -196,11 +197,15 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let (plan, inputs) = (self.pass.plan, self.inputs);
-        let (queries, keys) = (plan.heads(plan.query_length)?, plan.heads(plan.key_length)?);
+        let (context, queries, keys) = (
+            plan.by_rows(plan.query_length)?,
+            plan.by_heads(plan.query_length)?,
+            plan.by_heads(plan.key_length)?,
+        );
         let call = Attention::new(
-            read(residuals.q, &queries)?,
-            read(residuals.k, &keys)?,
-            read(residuals.v, &keys)?,
+            read(residuals.q, queries)?,
+            read(residuals.k, keys)?,
+            read(residuals.v, keys)?,
         )
         .with_mask(inputs.mask)
         .with_causal(inputs.causal)
@@ -208,12 +213,15 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         .with_dropout(inputs.dropout);
         let request = AttentionBackward {
             call,
-            out: read(residuals.context, &queries)?,
-            statistics: read(residuals.statistics, &plan.statistics()?)?,
-            d_out: read(scratch.context, &queries)?,
-            d_query: whole(scratch.q, &queries, "q")?,
-            d_key: whole(scratch.k, &keys, "k")?,
-            d_value: whole(scratch.v, &keys, "v")?,
+            out: read(residuals.context, context)?,
+            statistics: read(
+                residuals.statistics,
+                Layout::contiguous(plan.statistics()?)?,
+            )?,
+            d_out: read(scratch.context, context)?,
+            d_query: whole(scratch.q, queries, "q")?,
+            d_key: whole(scratch.k, keys, "k")?,
+            d_value: whole(scratch.v, keys, "v")?,
             d_bias: None,
         };
         self.pass.backend.attend_backward(request, scratch.tiles)
@@ -228,23 +236,22 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         tiles: &mut <B::Storage as Storage>::Buf<T::Acc>,
     ) -> Result<(), B::Error> {
         let (pass, plan) = (&self.pass, self.pass.plan);
-        let flat = plan.flat(part.length)?;
+        let heads = plan.by_heads(part.length)?;
         if let Some(scale) = part.scale {
-            let heads = plan.heads(part.length)?;
-            let projected = whole(raw, &flat, "projection")?;
+            let projected = whole(raw, heads, "projection")?;
             pass.dense(part.dense, part.input, projected, tiles)?;
             pass.backend.normalize_backward(NormalizeBackward {
-                x: read(raw, &heads)?,
+                x: read(raw, heads)?,
                 scale,
                 epsilon: EPSILON,
-                gradient: whole(gradient, &heads, "gradient")?,
+                gradient: whole(gradient, heads, "gradient")?,
                 d_scale: part.d_scale,
             })?;
         }
         pass.dense_backward(
             part.dense,
             part.input,
-            read(gradient, &flat)?,
+            read(gradient, heads)?,
             part.d_input,
             part.parameters,
             tiles,
@@ -279,13 +286,13 @@ impl<B> Pass<'_, B> {
     where
         B: Kernels<T>,
     {
-        let last = |shape: &Dims| shape.last().copied().unwrap_or(0);
-        let matrix = [last(input.shape()), last(d_out.shape())];
+        let matrix = matrix(&input, d_out.shape())?;
+        let matrix = [matrix.0, matrix.1];
         let d_kernel = gradients.kernel.as_mut().map(ViewMut::reborrow);
         let d_bias = gradients.bias.as_mut().map(ViewMut::reborrow);
         let request = ProjectionBackward {
             input,
-            kernel: dense.kernel.reshape(&matrix)?,
+            kernel: dense.kernel.plain("the backward pass")?.reshape(&matrix)?,
             d_out,
             d_input,
             accumulate,

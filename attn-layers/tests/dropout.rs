@@ -438,7 +438,7 @@ where
         HostView::new(tensor.as_slice().expect("of this type"), tensor.shape()).expect("its shape")
     };
     let dense = |scope: &str| Dense {
-        kernel: view(&format!("{scope}/kernel")),
+        kernel: view(&format!("{scope}/kernel")).into(),
         bias: Some(view(&format!("{scope}/bias"))),
     };
     Params {

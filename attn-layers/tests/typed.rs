@@ -29,7 +29,7 @@ fn view<T: Element>(tensor: &Tensor) -> HostView<'_, T> {
 /// A layer's parameters as typed views; the scales of the layer norms are in the accumulator's type.
 fn typed<'p, T: Element>(params: &'p Parameters, scales: &'p Parameters) -> Params<'p, Host, T> {
     let dense = |scope: &str| Dense {
-        kernel: view(params.get(&format!("{scope}/kernel"))),
+        kernel: view(params.get(&format!("{scope}/kernel"))).into(),
         bias: Some(view(params.get(&format!("{scope}/bias")))),
     };
     Params {

@@ -139,7 +139,7 @@ impl<T: Element> World<T> {
 
     fn params(&self) -> Params<'_, Host, T> {
         let dense = |scope: &str| Dense {
-            kernel: view(self.params.get(&format!("{scope}/kernel"))),
+            kernel: view(self.params.get(&format!("{scope}/kernel"))).into(),
             bias: Some(view(self.params.get(&format!("{scope}/bias")))),
         };
         Params {

@@ -58,7 +58,7 @@ where
 
     let identity = [T::from_f64(1.0)];
     let dense = Dense {
-        kernel: HostView::new(&identity, &[1, 1, 1])?,
+        kernel: HostView::new(&identity, &[1, 1, 1])?.into(),
         bias: None,
     };
     let params = Params {

@@ -9,7 +9,7 @@ use super::verdict::{Comparison, Failure, Place, Report};
 use super::{draws, oracle};
 use crate::dtype::Element;
 use crate::error::Result;
-use crate::kernels::{Projection, RowOrder};
+use crate::projection::{Projection, RowOrder};
 use crate::view::{HostView, HostViewMut};
 use alloc::format;
 use alloc::string::String;
@@ -94,7 +94,7 @@ impl Case {
         let bias_view = HostView::new(&bias, &[outputs])?;
         let call = Projection {
             input: HostView::new(&input, &[rows, features])?,
-            kernel: HostView::new(&kernel, &[features, outputs])?,
+            kernel: HostView::new(&kernel, &[features, outputs])?.into(),
             bias: self.with_bias.then_some(bias_view),
             row_order: self.row_order,
         };

@@ -8,9 +8,10 @@ use super::rows::{Head, Rows};
 use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
-use crate::kernels::{Backend, Kernels, Projection};
+use crate::kernels::{Backend, Kernels};
 use crate::layout::Dims;
 use crate::mask::FullyMasked;
+use crate::projection::{ColumnGroups, DenseKernel, Packing, Projection};
 use crate::request::{Attention, AttentionShape, Features, KeyValue, Outputs};
 use crate::view::{Host, HostView, HostViewMut};
 use alloc::vec::Vec;
@@ -38,6 +39,33 @@ const SUPPORTED: Features = Features::DENSE
     .union(Features::DROPOUT)
     .union(Features::STATISTICS);
 
+/// Column after column.
+const fn packing(features: usize, outputs: usize) -> Packing {
+    Packing {
+        elements: features.saturating_mul(outputs),
+        panel: 1,
+    }
+}
+
+/// The kernel of a dense layer, `[outputs][features]`.
+fn weights<T: Element>(
+    call: &Projection<'_, Host, T>,
+    features: usize,
+    outputs: usize,
+) -> Result<Vec<f64>> {
+    Ok(match &call.kernel {
+        DenseKernel::Packed(packed) => {
+            let packed = packed.buf_packed_as(NAME, Some(packing(features, outputs)))?;
+            packed.iter().map(|weight| weight.to_f64()).collect()
+        }
+        DenseKernel::Plain(kernel) => {
+            let places = (0..outputs).flat_map(|column| (0..features).map(move |f| [f, column]));
+            let at = |place: [usize; 2]| kernel.buf()[kernel.layout().at(&place)].to_f64();
+            places.map(at).collect()
+        }
+    })
+}
+
 impl Backend for Reference {
     type Storage = Host;
     type Error = Error;
@@ -58,20 +86,42 @@ impl<T: Element> Kernels<T> for Reference {
         _: &mut [T::Acc],
     ) -> Result<()> {
         let (rows, features, outputs) = call.sizes(out.shape())?;
-        let (from, to, kernel) = (*call.input.layout(), *out.layout(), call.kernel.layout());
-        let axes = to.shape().rank() - 1;
+        let (from, to) = (*call.input.layout(), *out.layout());
+        let axes = from.shape().rank() - 1;
+        let columns = ColumnGroups::new("output", &to, axes)?;
+        let weights = weights(call, features, outputs)?;
         for row in 0..rows {
             let (input, output) = (from.base(axes, row), to.base(axes, row));
-            for column in 0..outputs {
-                let terms = (0..features).map(|feature| {
+            for (column, weights) in weights.chunks(features.max(1)).take(outputs).enumerate() {
+                let terms = weights.iter().enumerate().map(|(feature, weight)| {
                     let x = call.input.buf()[input + feature * from.strides()[axes]];
-                    let weight = call.kernel.buf()[kernel.at(&[feature, column])];
-                    x.to_f64() * weight.to_f64()
+                    x.to_f64() * weight
                 });
                 let at = |bias: HostView<'_, T>| bias.buf()[bias.layout().at(&[column])].to_f64();
                 let bias = call.bias.map_or(0.0, at);
                 let sum = round::<T::Acc>(accumulate::<T>(terms) + bias);
-                out.buf_mut()[output + column * to.strides()[axes]] = T::from_f64(sum);
+                out.buf_mut()[output + columns.at(column)] = T::from_f64(sum);
+            }
+        }
+        Ok(())
+    }
+
+    fn packing(&self, features: usize, outputs: usize) -> Option<Packing> {
+        Some(packing(features, outputs))
+    }
+
+    fn pack(&self, kernel: HostView<'_, T>, to: &mut [T]) -> Result<()> {
+        let (features, outputs) = DenseKernel::Plain(kernel).sizes()?;
+        if to.len() != features * outputs {
+            return Err(Error::Buffer {
+                argument: "packed kernel",
+                got: to.len(),
+                wanted: features * outputs,
+            });
+        }
+        for (column, to) in to.chunks_mut(features.max(1)).enumerate() {
+            for (feature, to) in to.iter_mut().enumerate() {
+                *to = kernel.buf()[kernel.layout().at(&[feature, column])];
             }
         }
         Ok(())

@@ -9,9 +9,9 @@ use super::super::verdict::Failure;
 use super::{Broken, OnHost, run};
 use crate::dtype::Element;
 use crate::error::Error;
-use crate::kernels::{Projection, RowOrder};
 use crate::layout::{Dims, Layout};
 use crate::mask::Causal;
+use crate::projection::{Projection, RowOrder};
 use crate::request::Attention;
 use crate::view::{HostView, HostViewMut};
 use alloc::format;
@@ -167,7 +167,7 @@ impl<T: Element> Dense<T> {
     ) -> Result<(), Error> {
         let call = Projection {
             input,
-            kernel: HostView::new(&self.kernel, &[self.features, self.outputs])?,
+            kernel: HostView::new(&self.kernel, &[self.features, self.outputs])?.into(),
             bias: Some(HostView::new(&self.bias, &[self.outputs])?),
             row_order: RowOrder::Fixed,
         };

@@ -6,8 +6,8 @@ use super::super::verdict::Failure;
 use super::{Broken, OnHost, first_not, run};
 use crate::dtype::Element;
 use crate::error::{Disagreement, Error};
-use crate::kernels::{Projection, RowOrder};
 use crate::mask::Mask;
+use crate::projection::{Projection, RowOrder};
 use crate::request::Attention;
 use crate::view::{Host, HostView, HostViewMut};
 use alloc::format;
@@ -227,7 +227,7 @@ fn projections_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<
         let [input, kernel, bias, out] = shapes;
         let call = Projection {
             input: view(&data, input)?,
-            kernel: view(&data, kernel)?,
+            kernel: view(&data, kernel)?.into(),
             bias: Some(view(&data, bias)?),
             row_order: RowOrder::Any,
         };

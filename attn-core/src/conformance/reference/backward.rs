@@ -9,6 +9,7 @@ use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
+use crate::projection::ColumnGroups;
 use crate::request::AttentionShape;
 use crate::view::{Host, HostView, HostViewMut};
 use alloc::vec;
@@ -32,10 +33,16 @@ fn set<T: Element>(view: &mut HostViewMut<'_, T>, row: usize, column: usize, val
 pub(super) fn project<T: Element>(call: ProjectionBackward<'_, Host, T>) -> Result<()> {
     let (rows, features, outputs) = call.sizes()?;
     let (input, kernel, d_out) = (&call.input, &call.kernel, &call.d_out);
+    let axes = input.shape().rank() - 1;
+    let columns = ColumnGroups::new("d_out", d_out.layout(), axes)?;
+    let d = |row, output| {
+        let start = d_out.layout().base(axes, row);
+        d_out.buf()[start + columns.at(output)].to_f64()
+    };
     if let Some(mut d_input) = call.d_input {
         for row in 0..rows {
             for feature in 0..features {
-                let term = |o| get(d_out, row, o) * get(kernel, feature, o);
+                let term = |o| d(row, o) * get(kernel, feature, o);
                 let sum = round::<T>(accumulate::<T>((0..outputs).map(term)));
                 let before = match call.accumulate {
                     true => get(&d_input.as_view(), row, feature),
@@ -48,7 +55,7 @@ pub(super) fn project<T: Element>(call: ProjectionBackward<'_, Host, T>) -> Resu
     if let Some(mut d_kernel) = call.d_kernel {
         for feature in 0..features {
             for output in 0..outputs {
-                let term = |row| get(input, row, feature) * get(d_out, row, output);
+                let term = |row| get(input, row, feature) * d(row, output);
                 let sum = accumulate::<T>((0..rows).map(term));
                 set(&mut d_kernel, feature, output, sum);
             }
@@ -56,7 +63,7 @@ pub(super) fn project<T: Element>(call: ProjectionBackward<'_, Host, T>) -> Resu
     }
     if let Some(mut d_bias) = call.d_bias {
         for output in 0..outputs {
-            let sum = accumulate::<T>((0..rows).map(|row| get(d_out, row, output)));
+            let sum = accumulate::<T>((0..rows).map(|row| d(row, output)));
             set(&mut d_bias, 0, output, sum);
         }
     }
