@@ -21,6 +21,7 @@ mod no_std;
 mod progress;
 mod shell;
 mod snapshots;
+mod status;
 mod support;
 mod test;
 
