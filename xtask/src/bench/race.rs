@@ -24,8 +24,9 @@ const SLOT_MS: f64 = 150.0;
 const BUDGET_MS: f64 = 6000.0;
 /// Steps of a slot at most.
 const MOST_STEPS: f64 = 5000.0;
-/// Rounds at least, however long they are.
+/// Rounds at least, however long they are: fewer for steps of more than a second.
 const FEWEST_ROUNDS: usize = 3;
+const FEWEST_LONG_ROUNDS: usize = 2;
 /// Before a slot: threads of the last runner may still spin in wait for work.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -199,11 +200,16 @@ impl Lane {
         // Below the clock's resolution an estimate may be 0.
         let estimate = prepared.estimate_ms.max(1e-4);
         let steps = (SLOT_MS / estimate).round().clamp(1.0, MOST_STEPS);
+        let fewest = if estimate > 1000.0 {
+            FEWEST_LONG_ROUNDS
+        } else {
+            FEWEST_ROUNDS
+        };
         let affordable = (BUDGET_MS / (steps * estimate)) as usize;
         Self {
             runner,
             steps: steps as usize,
-            rounds: rounds.min(affordable.max(FEWEST_ROUNDS)),
+            rounds: rounds.min(affordable.max(fewest)),
             error: reference.map(|reference| reference.error(&prepared.result)),
             extra_bytes: prepared.extra_bytes,
             slots: Vec::new(),

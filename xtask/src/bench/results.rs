@@ -4,6 +4,7 @@ use crate::limits::Limits;
 use crate::race::OWN;
 use crate::spec::{CoreSizes, Pass, Spec, Work, short_name};
 use anyhow::{Context, Result};
+use attn_core::DType;
 use serde_json::{Value, json};
 
 /// Inputs that a step reads anew from memory: less stays in the caches from one step to the next.
@@ -195,15 +196,18 @@ fn core_description(spec: &Spec, sizes: CoreSizes) -> String {
         Some(valid) => format!(", {} keys padding", sizes.key_length - valid),
         None => String::new(),
     };
-    let dtype = short_name(spec.dtype);
+    let dtype = match spec.dtype {
+        DType::F32 => String::new(),
+        other => format!(", {}", short_name(other)),
+    };
     if sizes.query_length == 1 {
         return format!(
-            "decode, {heads}, {} keys, depth {}{padding}, {dtype}",
+            "decode, {heads}, {} keys, depth {}{padding}{dtype}",
             sizes.key_length, sizes.depth
         );
     }
     format!(
-        "core, {heads}, length {}, depth {}{causal}{padding}, {dtype}",
+        "core, {heads}, length {}, depth {}{causal}{padding}{dtype}",
         sizes.query_length, sizes.depth
     )
 }

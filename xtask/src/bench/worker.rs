@@ -14,10 +14,11 @@ use crate::job::{self, Job};
 use crate::spec::Spec;
 use anyhow::{Context, Result, anyhow, bail};
 use attn_kernels_cpu::Cpu;
+use core::panic::AssertUnwindSafe;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::catch_unwind;
 use std::path::Path;
 use std::time::Instant;
 

@@ -119,7 +119,10 @@ mod tests {
         assert_eq!(axis.at(0.0), 100.0);
         assert!((axis.at(1.0) - 200.0).abs() < 1e-9);
         assert_eq!(axis.ticks().len(), 11);
-        assert_eq!(Axis::linear([].into_iter(), [0.0, 1.0]).ticks(), [0.0, 1.0]);
+        assert_eq!(
+            Axis::linear([].into_iter(), [0.0, 1.0]).ticks().last(),
+            Some(&1.0)
+        );
     }
 
     #[test]

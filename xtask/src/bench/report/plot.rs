@@ -3,12 +3,14 @@
 use super::axis::Axis;
 use core::fmt::Write;
 
-const WIDTH: f64 = 720.0;
+const WIDTH: f64 = 800.0;
 /// Room for the names of rows.
-const ROW_NAMES: f64 = 300.0;
+const ROW_NAMES: f64 = 372.0;
 const ROW_HEIGHT: f64 = 24.0;
 const LINES_HEIGHT: f64 = 400.0;
 const MARGIN: f64 = 16.0;
+/// Room for half of the last number of an axis.
+const RIGHT: f64 = 28.0;
 /// Room for numbers and the name of an axis.
 const AXIS: f64 = 46.0;
 const LEFT: f64 = 76.0;
@@ -67,7 +69,7 @@ impl DotPlot {
     pub(super) fn svg(&self) -> String {
         let height = MARGIN + self.rows.len() as f64 * ROW_HEIGHT + AXIS;
         let bottom = height - AXIS;
-        let ends = [ROW_NAMES, WIDTH - MARGIN];
+        let ends = [ROW_NAMES, WIDTH - RIGHT];
         let values = self
             .rows
             .iter()
@@ -126,12 +128,12 @@ impl LinePlot {
     pub(super) fn svg(&self) -> String {
         let bottom = LINES_HEIGHT - AXIS;
         let points = || self.lines.iter().flat_map(|line| &line.points);
-        let x_axis = Axis::logarithmic(points().map(|point| point.0), 2.0, [LEFT, WIDTH - MARGIN]);
+        let x_axis = Axis::logarithmic(points().map(|point| point.0), 2.0, [LEFT, WIDTH - RIGHT]);
         let y_axis = Axis::logarithmic(points().map(|point| point.1), 10.0, [bottom, MARGIN]);
         let mut svg = open(&self.label, LINES_HEIGHT);
         for tick in y_axis.ticks() {
             let y = y_axis.at(tick);
-            line(&mut svg, "grid", [LEFT, y], [WIDTH - MARGIN, y]);
+            line(&mut svg, "grid", [LEFT, y], [WIDTH - RIGHT, y]);
             text(&mut svg, "end", [LEFT - 8.0, y + 4.0], &(self.number)(tick));
         }
         for tick in self.lengths() {
@@ -142,7 +144,7 @@ impl LinePlot {
         text(
             &mut svg,
             "middle",
-            [f64::midpoint(LEFT, WIDTH - MARGIN), LINES_HEIGHT - 8.0],
+            [f64::midpoint(LEFT, WIDTH - RIGHT), LINES_HEIGHT - 8.0],
             &self.x_axis,
         );
         let _ = writeln!(
