@@ -7,7 +7,7 @@
 //! | `worker` | the line protocol, for races that others run |
 //! | `peers` | workers of other libraries, over the same protocol |
 //! | `limits`, `reference` | what the machine can do; what a case should give, in `f64` |
-//! | `race`, `run`, `statistics` | turns and slots; a whole run; medians |
+//! | `race`, `cores`, `run`, `statistics` | turns and slots; which cores they run on; a whole run; medians |
 //! | `results`, `table`, `readme`, `report` | what a run found, and its forms |
 #![expect(
     clippy::print_stdout,
@@ -20,6 +20,7 @@
 )]
 
 mod cases;
+mod cores;
 mod data;
 mod job;
 mod limits;

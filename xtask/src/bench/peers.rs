@@ -343,3 +343,43 @@ fn result_bytes(spec: &Spec, numbers: usize) -> u64 {
     };
     (numbers * each) as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_python_is_named() {
+        let Err(error) = Peers::new(&[PathBuf::from("no/such/environment")]) else {
+            panic!("it is there");
+        };
+        assert!(error.to_string().contains("no/such/environment"), "{error}");
+    }
+
+    #[test]
+    fn no_environment_is_no_peer() {
+        let mut peers = Peers::new(&[]).unwrap();
+        for spec in crate::cases::all() {
+            assert!(peers.runners(&spec, 1).unwrap().is_empty());
+        }
+        assert!(peers.absent().is_empty() && peers.versions().is_empty());
+    }
+
+    #[test]
+    fn a_greeting_says_who_computes_what() {
+        let greeting =
+            json!({"ok": true, "version": "x 1", "peers": {"x.a": ["core", "gemm"], "x.b": []}});
+        let both = ["core", "gemm"].map(str::to_owned).to_vec();
+        let wanted = [("x.a".to_owned(), both), ("x.b".to_owned(), Vec::new())];
+        assert_eq!(peers_in(&greeting), wanted);
+        assert!(peers_in(&json!({})).is_empty());
+    }
+
+    #[test]
+    fn every_script_is_there() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bench/peers");
+        for script in SCRIPTS {
+            assert!(folder.join(script).is_file(), "{script}");
+        }
+    }
+}

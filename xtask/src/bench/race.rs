@@ -3,8 +3,9 @@
 //! A benchmark of one function at a time asks whether that function changed. Here the question is a ratio, ours to a peer's or to the machine's limit, on a
 //! machine that others may use and whose clock moves. So the runners of a case take turns within seconds, slow times hit them alike, and a number
 //! is the median of its slots' medians, which a disturbed slot cannot move. Each number comes with its spread, `(p75 - p25) / median` of the
-//! slots, and with its fastest slot, which is held against the limit.
+//! slots, and with its fastest slot, which is held against the limit. Everybody keeps to the same cores.
 
+use crate::cores::Kept;
 use crate::data::{Arrays, Drawn};
 use crate::job::{self, Job};
 use crate::limits::Probe;
@@ -110,9 +111,11 @@ pub(crate) struct Race<'r> {
 impl Race<'_> {
     /// All runners of `spec`, their results held against `reference`.
     pub(crate) fn run(&mut self, spec: &Spec, reference: Option<&Reference>) -> Result<Outcome> {
+        // Peers that start now see all cores, and keep to the same ones by themselves.
+        let peers = self.peers.runners(spec, self.threads)?;
+        let _kept = Kept::to(self.threads);
         let cpu = Cpu::detect().with_threads(self.threads)?;
         let mut runners: Vec<Box<dyn Runner>> = vec![Box::new(Own { cpu, job: None })];
-        let peers = self.peers.runners(spec, self.threads)?;
         runners.extend(
             peers
                 .into_iter()

@@ -17,7 +17,7 @@ def threads():
 
 
 def keep_to_cores():
-    """Libraries that ignore the usual variables count the cores that they may use."""
+    """As many cores as threads, the last ones, which all racers keep to. Some libraries count the cores that they may use."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[-threads():])
@@ -88,11 +88,11 @@ class Worker:
         forget_peak()
         before = status("VmRSS")
         first, made = timed(step)
+        peak = status("VmHWM")
         np.ascontiguousarray(fetch(made), dtype="<f4").tofile(request["out"])
         del made
         second, made = timed(step)
         del made
-        peak = status("VmHWM")
         self.ready[request["peer"], request["case"]] = step
         grown = peak - before if peak and before else None
         return {"first_ms": first, "second_ms": second, "grown_bytes": grown}

@@ -174,8 +174,8 @@ fn memory(results: &Results, threads: usize) -> Figure {
     };
     Figure {
         title,
-        words: "The same core. Ours is counted from the sizes of the scratch, which is all that a step uses; a peer's is how far its process grows at its first steps, \
-                beyond the output, with whatever it compiles and loads then. Dashed: a float32 matrix of scores for each head.",
+        words: "The same core. Ours is counted from the sizes of the scratch, which is all that a step uses; a peer's is how far its process grows at its first step, \
+                beyond the output, with whatever it loads and compiles then. Dashed: a float32 matrix of scores for each head.",
         svg: plot.svg(),
     }
 }
