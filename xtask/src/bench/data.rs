@@ -8,7 +8,12 @@
 
 use crate::spec::{CoreSizes, LayerSizes, ProductSizes, Spec, Work};
 use anyhow::{Context, Result, bail};
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+
+/// Bytes of a file that are handled at once.
+const PART: usize = 1 << 16;
 
 /// The inputs of a case.
 #[derive(Debug)]
@@ -225,31 +230,52 @@ impl Random {
     }
 }
 
-/// Reads a raw file.
+/// Reads a raw file. A part at a time: the bytes of a long cache beside its numbers would show in the process's peak memory.
 pub(crate) fn read(path: &Path) -> Result<Vec<f32>> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let (numbers, rest) = bytes.as_chunks::<4>();
-    if !rest.is_empty() {
+    let failed = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(failed)?;
+    let bytes = usize::try_from(file.metadata().with_context(failed)?.len())?;
+    if !bytes.is_multiple_of(size_of::<f32>()) {
         bail!("{} is no list of f32", path.display());
     }
-    Ok(numbers
-        .iter()
-        .map(|&number| f32::from_le_bytes(number))
-        .collect())
+    let mut values = Vec::with_capacity(bytes / size_of::<f32>());
+    let mut buffer = [0; PART];
+    for start in (0..bytes).step_by(PART) {
+        let part = &mut buffer[..PART.min(bytes - start)];
+        file.read_exact(part).with_context(failed)?;
+        let (numbers, _) = part.as_chunks::<4>();
+        values.extend(numbers.iter().map(|&number| f32::from_le_bytes(number)));
+    }
+    Ok(values)
 }
 
 /// Writes a raw file.
 pub(crate) fn write(path: &Path, values: &[f32]) -> Result<()> {
-    let bytes: Vec<u8> = values
-        .iter()
-        .flat_map(|value| value.to_le_bytes())
-        .collect();
-    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    let failed = || format!("cannot write {}", path.display());
+    let mut file = BufWriter::with_capacity(PART, File::create(path).with_context(failed)?);
+    for value in values {
+        file.write_all(&value.to_le_bytes()).with_context(failed)?;
+    }
+    file.flush().with_context(failed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_read_as_they_were_written() {
+        let path = std::env::temp_dir().join(format!("bench-data-{}", std::process::id()));
+        // More than a part, and no whole number of parts.
+        let values: Vec<f32> = (0..PART / 4 * 2 + 7).map(|n| n as f32).collect();
+        write(&path, &values).unwrap();
+        let got = read(&path);
+        std::fs::write(&path, [0; 5]).unwrap();
+        let odd = read(&path);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(got.unwrap(), values);
+        assert!(odd.is_err() && read(&path).is_err());
+    }
 
     #[test]
     fn drawn_numbers_are_normal_and_always_the_same() {

@@ -7,6 +7,7 @@ mod train;
 
 use crate::data::Arrays;
 use crate::spec::{Pass, Spec, Work};
+use ::core::any::Any;
 use anyhow::{Result, bail};
 use attn_core::{DType, Element, Host, Kernels, bf16, f16};
 use attn_kernels_cpu::Cpu;
@@ -40,16 +41,16 @@ where
 {
     Ok(match (spec.work, arrays) {
         (Work::Layer(sizes, Pass::Train), Arrays::Layer(arrays)) => {
-            Box::new(train::Train::<T>::new(sizes, &arrays, cpu)?)
+            Box::new(train::Train::<T>::new(sizes, arrays, cpu)?)
         }
         (Work::Layer(sizes, pass), Arrays::Layer(arrays)) => {
-            Box::new(layer::Forward::<T>::new(sizes, pass, &arrays, cpu)?)
+            Box::new(layer::Forward::<T>::new(sizes, pass, arrays, cpu)?)
         }
         (Work::Core(sizes), Arrays::Core(arrays)) => {
-            Box::new(core::Core::<T>::new(sizes, &arrays, cpu)?)
+            Box::new(core::Core::<T>::new(sizes, arrays, cpu)?)
         }
         (Work::Product(sizes), Arrays::Product(arrays)) => {
-            Box::new(product::Product::<T>::new(sizes, &arrays, cpu)?)
+            Box::new(product::Product::<T>::new(sizes, arrays, cpu)?)
         }
         _ => bail!("the inputs are those of another kind of case"),
     })
@@ -59,12 +60,19 @@ where
 trait Computes<T: Element>: Kernels<T, Storage = Host, Error = attn_core::Error> {}
 impl<T: Element, B: Kernels<T, Storage = Host, Error = attn_core::Error>> Computes<T> for B {}
 
-/// Rounds every number to `T`.
-fn rounded<T: Element>(values: &[f32]) -> Vec<T> {
-    values
-        .iter()
-        .map(|&value| T::from_f64(f64::from(value)))
-        .collect()
+/// Rounds every number to `T`. Numbers that are of that type already are not copied: two of each would be in the peak of a process's memory.
+fn rounded<T: Element>(values: Vec<f32>) -> Vec<T> {
+    let values: Box<dyn Any> = Box::new(values);
+    match values.downcast::<Vec<T>>() {
+        Ok(same) => *same,
+        Err(other) => {
+            let values = other.downcast::<Vec<f32>>().unwrap_or_default();
+            values
+                .iter()
+                .map(|&value| T::from_f64(f64::from(value)))
+                .collect()
+        }
+    }
 }
 
 fn to_f32<T: Element>(values: &[T]) -> Vec<f32> {

@@ -15,8 +15,8 @@ const EXPONENTS: usize = 2048;
 const FEW_CHAINS: usize = 12;
 const MANY_CHAINS: usize = 24;
 /// Steps and passes of a sample: some ten milliseconds, so that a sample is no luckier than a slot.
-const FMA_STEPS: usize = 1 << 22;
-const EXP_PASSES: usize = 1 << 14;
+const FMA_STEPS: usize = 1 << 21;
+const EXP_PASSES: usize = 1 << 13;
 
 /// The best that was seen on a number of threads, per second.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -8,6 +8,7 @@
 //! | `peers` | workers of other libraries, over the same protocol |
 //! | `limits`, `reference` | what the machine can do; what a case should give, in `f64` |
 //! | `race`, `cores`, `run`, `statistics` | turns and slots; which cores they run on; a whole run; medians |
+//! | `start` | a cold start |
 //! | `results`, `table`, `readme`, `report` | what a run found, and its forms |
 #![expect(
     clippy::print_stdout,
@@ -34,6 +35,7 @@ mod report;
 mod results;
 mod run;
 mod spec;
+mod start;
 mod statistics;
 #[path = "../status.rs"]
 mod status;
@@ -56,12 +58,13 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let options = Options::parse(lexopt::Parser::from_env())?;
-    match options.mode {
+    match &options.mode {
         Mode::Help => {
             print!("{HELP}");
             Ok(())
         }
         Mode::Work => worker::command(),
+        Mode::Once(case) => start::once(case, options.data.as_deref()),
         Mode::Run => run::command(&options),
     }
 }

@@ -14,6 +14,8 @@ cargo xtask bench [OPTIONS]
   --report FILE    writes a page with plots, FILE.html, and the numbers beside, FILE.json; adds cases of growing length
   --readme         writes the README's table
   --from FILE      takes the numbers of an earlier run's FILE.json and measures nothing
+  --once CASE      computes one case once and prints the sum of the result: a cold start, to be timed from outside
+  --data FOLDER    takes the inputs of --once from raw f32 files, as the worker does
   --worker         speaks the line protocol on the standard streams; BENCH_THREADS says how many threads
   --print-worker   builds the worker and prints the command that starts it, without cargo
 
@@ -32,14 +34,18 @@ pub(crate) struct Options {
     pub(crate) report: Option<PathBuf>,
     pub(crate) readme: bool,
     pub(crate) from: Option<PathBuf>,
+    /// Where the inputs of [`Mode::Once`] lie; they are drawn if it is nowhere.
+    pub(crate) data: Option<PathBuf>,
     pub(crate) mode: Mode,
 }
 
 /// What the program does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Mode {
     Run,
     Work,
+    /// Computes this case once.
+    Once(String),
     Help,
 }
 
@@ -53,6 +59,7 @@ impl Options {
             report: None,
             readme: false,
             from: None,
+            data: None,
             mode: Mode::Run,
         };
         while let Some(arg) = args.next()? {
@@ -64,6 +71,8 @@ impl Options {
                 Arg::Long("report") => options.report = Some(args.value()?.into()),
                 Arg::Long("readme") => options.readme = true,
                 Arg::Long("from") => options.from = Some(args.value()?.into()),
+                Arg::Long("data") => options.data = Some(args.value()?.into()),
+                Arg::Long("once") => options.mode = Mode::Once(args.value()?.string()?),
                 Arg::Long("worker") => options.mode = Mode::Work,
                 Arg::Long("help") | Arg::Short('h') => options.mode = Mode::Help,
                 other => return Err(other.unexpected().into()),

@@ -28,6 +28,8 @@ const MOST_STEPS: f64 = 5000.0;
 /// Rounds at least, however long they are: fewer for steps of more than a second.
 const FEWEST_ROUNDS: usize = 3;
 const FEWEST_LONG_ROUNDS: usize = 2;
+/// Samples of the limits at least, beside each case.
+const FEWEST_SAMPLES: usize = 5;
 /// Before a slot: threads of the last runner may still spin in wait for work.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -151,7 +153,7 @@ impl Race<'_> {
     /// Round after round, everybody who has rounds left; the first of a round is another one each time.
     fn take_turns(&mut self, lanes: &mut [Lane]) {
         let most = lanes.iter().map(|lane| lane.rounds).max().unwrap_or(0);
-        for round in 0..most {
+        for round in 0..most.max(FEWEST_SAMPLES) {
             self.probe.sample(self.threads);
             let count = lanes.len();
             for turn in 0..count {

@@ -48,6 +48,8 @@ pub(crate) struct Results {
     pub(crate) versions: Vec<String>,
     /// What is not installed.
     pub(crate) absent: Vec<String>,
+    /// From `exec` to the end of a process that computes a small layer once.
+    pub(crate) cold_start_ms: Option<f64>,
     pub(crate) limits: Vec<Limits>,
     pub(crate) cases: Vec<Spec>,
     pub(crate) rows: Vec<Row>,
@@ -220,6 +222,7 @@ impl Results {
             "date": self.date,
             "versions": self.versions,
             "absent": self.absent,
+            "cold_start_ms": self.cold_start_ms,
             "limits": self.limits.iter().map(limits_to_json).collect::<Vec<_>>(),
             "cases": self.cases.iter().map(case_to_json).collect::<Vec<_>>(),
             "rows": self.rows.iter().map(|row| self.row_to_json(row)).collect::<Vec<_>>(),
@@ -234,6 +237,7 @@ impl Results {
             date: text(value, "date")?,
             versions: texts(value, "versions")?,
             absent: texts(value, "absent")?,
+            cold_start_ms: value["cold_start_ms"].as_f64(),
             limits: each(value, "limits", limits_from_json)?,
             cases: each(value, "cases", |case| Spec::from_json(&case["spec"]))?,
             rows: each(value, "rows", row_from_json)?,
@@ -399,6 +403,7 @@ pub(crate) mod tests {
             date: "2026-01-31".to_owned(),
             versions: vec!["torch 1.0".to_owned()],
             absent: vec!["jax_peers.py: no jax".to_owned()],
+            cold_start_ms: Some(1.5),
             limits: vec![limits(1), limits(2)],
             cases,
             rows,

@@ -11,7 +11,7 @@ use crate::results::{Results, Row};
 use crate::spec::Spec;
 use crate::status::Status;
 use crate::table::{plural, time};
-use crate::{machine, readme, report, table};
+use crate::{machine, readme, report, start, table};
 use anyhow::{Context, Result};
 
 /// Measures, or takes what was measured, and writes what is asked for.
@@ -74,6 +74,7 @@ fn measure(options: &Options) -> Result<Results> {
         date: machine::today(),
         versions: peers.versions(),
         absent: peers.absent(),
+        cold_start_ms: Some(start::measure()?),
         limits: probe.best().to_vec(),
         cases,
         rows: all.rows,

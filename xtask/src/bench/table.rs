@@ -2,6 +2,7 @@
 
 use crate::results::{Results, Row};
 use crate::spec::Spec;
+use crate::start;
 use crate::statistics::{geometric_mean, median};
 use core::fmt::Write;
 
@@ -91,6 +92,14 @@ fn notes(results: &Results, peers: bool) -> String {
         100.0 * median(&spreads),
         100.0 * widest,
     );
+    if let Some(ms) = results.cold_start_ms {
+        let case = start::CASE;
+        let _ = write!(
+            text,
+            " A cold process takes {} ms from its start to its end with the result of {case}.",
+            time(ms)
+        );
+    }
     if peers {
         let ratios = ratios(results);
         let ahead = ratios.iter().filter(|&&ratio| ratio > 1.0).count();

@@ -29,7 +29,7 @@ impl<T: Element> Core<T>
 where
     Cpu: Computes<T>,
 {
-    pub(super) fn new(sizes: CoreSizes, arrays: &CoreArrays, cpu: &Cpu) -> Result<Self> {
+    pub(super) fn new(sizes: CoreSizes, arrays: CoreArrays, cpu: &Cpu) -> Result<Self> {
         let key = head_major(sizes.batch, sizes.kv_heads, sizes.key_length, sizes.depth)?;
         let queries = calls(sizes)?;
         let mut scratch = 0;
@@ -45,14 +45,14 @@ where
         Ok(Self {
             cpu: cpu.clone(),
             causal: sizes.causal.then(Causal::top_left),
-            q: rounded(&arrays.q),
-            k: rounded(&arrays.k),
-            v: rounded(&arrays.v),
+            out: vec![T::default(); arrays.q.len()],
+            q: rounded(arrays.q),
+            k: rounded(arrays.k),
+            v: rounded(arrays.v),
             keep: sizes.valid.map(keep),
             key,
             queries,
             scratch: vec![T::Acc::default(); scratch],
-            out: vec![T::default(); arrays.q.len()],
         })
     }
 }

@@ -43,7 +43,7 @@ impl<T: Element> Layer<T>
 where
     Cpu: Computes<T>,
 {
-    pub(super) fn new(sizes: LayerSizes, arrays: &LayerArrays, cpu: &Cpu) -> Result<Self> {
+    pub(super) fn new(sizes: LayerSizes, arrays: LayerArrays, cpu: &Cpu) -> Result<Self> {
         let layer = MultiHeadDotProductAttentionOf::new(sizes.heads);
         let shape = Dims::new(&shape(sizes))?;
         Ok(Self {
@@ -51,12 +51,12 @@ where
             sizes,
             plan: layer.plan(&shape, &shape, &shape)?,
             layer,
-            x: rounded(&arrays.x),
+            x: rounded(arrays.x),
             parameters: Parameters {
-                query: DenseParameters::of(&arrays.query),
-                key: DenseParameters::of(&arrays.key),
-                value: DenseParameters::of(&arrays.value),
-                out: DenseParameters::of(&arrays.out),
+                query: DenseParameters::of(arrays.query),
+                key: DenseParameters::of(arrays.key),
+                value: DenseParameters::of(arrays.value),
+                out: DenseParameters::of(arrays.out),
             },
         })
     }
@@ -110,10 +110,10 @@ pub(super) const fn shape(sizes: LayerSizes) -> [usize; 3] {
 }
 
 impl<T: Element> DenseParameters<T> {
-    fn of(arrays: &DenseArrays) -> Self {
+    fn of(arrays: DenseArrays) -> Self {
         Self {
-            kernel: rounded(&arrays.kernel),
-            bias: rounded(&arrays.bias),
+            kernel: rounded(arrays.kernel),
+            bias: rounded(arrays.bias),
         }
     }
 
@@ -147,9 +147,10 @@ where
     pub(super) fn new(
         sizes: LayerSizes,
         pass: Pass,
-        arrays: &LayerArrays,
+        arrays: LayerArrays,
         cpu: &Cpu,
     ) -> Result<Self> {
+        let y = vec![T::default(); arrays.x.len()];
         let layer = Layer::new(sizes, arrays, cpu)?;
         let dropout = match pass {
             Pass::Dropout { rate } => Dropout::new(
@@ -163,8 +164,8 @@ where
         };
         let scratch = layer.plan.scratch::<T, _>(cpu);
         Ok(Self {
-            y: vec![T::default(); arrays.x.len()],
             layer,
+            y,
             dropout,
             scratch_bytes: scratch_bytes::<T>(&scratch),
             scratch: OwnedScratch::new(&scratch)?,

@@ -25,7 +25,7 @@ struct Weights<T> {
 }
 
 impl<T: Element> Weights<T> {
-    fn prepare(b: &[f32]) -> Self {
+    fn prepare(b: Vec<f32>) -> Self {
         Self { rows: rounded(b) }
     }
 }
@@ -34,13 +34,13 @@ impl<T: Element> Product<T>
 where
     Cpu: Computes<T>,
 {
-    pub(super) fn new(sizes: ProductSizes, arrays: &ProductArrays, cpu: &Cpu) -> Result<Self> {
+    pub(super) fn new(sizes: ProductSizes, arrays: ProductArrays, cpu: &Cpu) -> Result<Self> {
         let scratch = cpu.project_scratch(sizes.rows, sizes.inner, sizes.columns);
         Ok(Self {
             cpu: cpu.clone(),
             sizes,
-            a: rounded(&arrays.a),
-            weights: Weights::prepare(&arrays.b),
+            a: rounded(arrays.a),
+            weights: Weights::prepare(arrays.b),
             scratch: vec![T::Acc::default(); scratch],
             out: vec![T::default(); sizes.rows * sizes.columns],
         })

@@ -31,15 +31,16 @@ impl<T: Element> Train<T>
 where
     Cpu: Computes<T>,
 {
-    pub(super) fn new(sizes: LayerSizes, arrays: &LayerArrays, cpu: &Cpu) -> Result<Self> {
+    pub(super) fn new(sizes: LayerSizes, mut arrays: LayerArrays, cpu: &Cpu) -> Result<Self> {
+        let zeros = vec![T::default(); arrays.x.len()];
+        let d_y = rounded(core::mem::take(&mut arrays.g));
         let layer = Layer::new(sizes, arrays, cpu)?;
         let scratch = layer.plan.backward_scratch::<T, _>(cpu);
         let residuals = layer.plan.residuals();
-        let zeros = || vec![T::default(); arrays.x.len()];
         Ok(Self {
-            d_y: rounded(&arrays.g),
-            y: zeros(),
-            d_x: zeros(),
+            d_y,
+            y: zeros.clone(),
+            d_x: zeros,
             gradients: Parameters {
                 query: DenseParameters::zeros(sizes.features),
                 key: DenseParameters::zeros(sizes.features),

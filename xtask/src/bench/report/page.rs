@@ -5,6 +5,7 @@ use super::plot::{PALETTE, class, escaped};
 use crate::race::OWN;
 use crate::results::{Results, Row};
 use crate::spec::Spec;
+use crate::start;
 use crate::table::{plural, time};
 use core::fmt::Write;
 
@@ -76,6 +77,14 @@ fn head(results: &Results) -> String {
                 plural(limits.threads)
             );
         }
+    }
+    if let Some(ms) = results.cold_start_ms {
+        let case = start::CASE;
+        let _ = writeln!(
+            text,
+            "<div class=\"tile\"><b>{} ms</b><span class=\"soft\">cold start, whole process, {case}</span></div>",
+            time(ms)
+        );
     }
     text + "</div>\n"
 }
