@@ -1,4 +1,4 @@
-//! What the machine can do at best: fused multiply-adds, reads from memory, exponentials. Measured in the same run as the cases, between their
+//! What the machine can do at best: fused multiply-adds, reads from memory and cache, exponentials. Measured in the same run as the cases, between their
 //! slots, so that a slow hour of a shared machine slows both.
 
 use core::hint::black_box;
@@ -9,6 +9,9 @@ use std::time::Instant;
 
 /// Bytes that each thread reads: more than the caches hold.
 const READ_BYTES: usize = 128 << 20;
+/// Bytes that all threads together read again and again: a step's keys and values that stay in a cache from one step to the next.
+const CACHED_BYTES: usize = 4 << 20;
+const CACHED_PASSES: usize = 32;
 /// Numbers whose exponentials are taken again and again: their place is the first cache.
 const EXPONENTS: usize = 2048;
 /// Chains of multiply-adds of a step, for 16 and for 32 registers: enough to hide their latency.
@@ -26,6 +29,8 @@ pub(crate) struct Limits {
     pub(crate) flops: f64,
     /// Bytes read from memory.
     pub(crate) bytes: f64,
+    /// Bytes read from a cache that holds some megabytes.
+    pub(crate) cached_bytes: f64,
     /// Exponentials, read, stored and summed as softmax does.
     pub(crate) exponentials: f64,
 }
@@ -45,6 +50,7 @@ impl Probe {
             threads,
             flops: 0.0,
             bytes: 0.0,
+            cached_bytes: 0.0,
             exponentials: 0.0,
         };
         Self {
@@ -58,10 +64,16 @@ impl Probe {
         let few = rate(threads, |_| multiply_adds::<FEW_CHAINS>(FMA_STEPS));
         let many = rate(threads, |_| multiply_adds::<MANY_CHAINS>(FMA_STEPS / 2));
         let bytes = rate(threads, |thread| read(&self.memory[thread]));
+        let part = CACHED_BYTES / size_of::<f32>() / threads;
+        let cached_bytes = rate(threads, |thread| {
+            let memory = &self.memory[thread][..part];
+            (0..CACHED_PASSES).map(|_| read(black_box(memory))).sum()
+        });
         let exponentials = rate(threads, |_| exponentials(EXP_PASSES));
         if let Some(best) = self.best.iter_mut().find(|best| best.threads == threads) {
             best.flops = best.flops.max(few).max(many);
             best.bytes = best.bytes.max(bytes);
+            best.cached_bytes = best.cached_bytes.max(cached_bytes);
             best.exponentials = best.exponentials.max(exponentials);
         }
     }

@@ -1,6 +1,6 @@
 //! The results as a Markdown table, for the terminal and for the README.
 
-use crate::results::{Results, Row};
+use crate::results::{Bound, Results, Row};
 use crate::spec::Spec;
 use crate::start;
 use crate::statistics::{geometric_mean, median};
@@ -52,12 +52,11 @@ fn own_cells(results: &Results, spec: &Spec, own: Option<&Row>) -> [String; 3] {
         time(own.median_ms),
         format!("{:.1}", spec.work.flops() / own.median_ms / 1e6),
         fraction.map_or("–".to_owned(), |(fraction, bound)| {
-            let memory = if bound == crate::results::Bound::Memory {
-                " (memory)"
-            } else {
-                ""
+            let why = match bound {
+                Bound::Arithmetic => String::new(),
+                other => format!(" ({})", other.name()),
             };
-            format!("{:.0} %{memory}", 100.0 * fraction)
+            format!("{:.0} %{why}", 100.0 * fraction)
         }),
     ]
 }
@@ -77,10 +76,11 @@ fn notes(results: &Results, peers: bool) -> String {
     for limits in &results.limits {
         let _ = write!(
             text,
-            "Limits of {}, measured between the slots: {:.0} GFLOP/s, {:.1} GB/s read, {:.2} G exponentials/s. ",
+            "Limits of {}, measured between the slots: {:.0} GFLOP/s, {:.1} GB/s read from memory, {:.1} from cache, {:.2} G exponentials/s. ",
             plural(limits.threads),
             limits.flops / 1e9,
             limits.bytes / 1e9,
+            limits.cached_bytes / 1e9,
             limits.exponentials / 1e9,
         );
     }

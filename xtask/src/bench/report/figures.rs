@@ -71,8 +71,8 @@ fn fractions(results: &Results, threads: usize) -> Figure {
     };
     Figure {
         title,
-        words: "The limit is the measured peak of fused multiply-adds; where keys, values or weights come from memory anew and that takes longer, the measured \
-                read bandwidth. Exponentials, masks and dropout's bits are not counted as work, so cases with many of them cannot reach 100 %.",
+        words: "The limit is the measured peak of fused multiply-adds; where reading the inputs takes longer, the measured bandwidth of the memory, or of the caches \
+                where they stay from one step to the next. Exponentials, masks and dropout's bits are not counted as work, so cases with many of them cannot reach 100 %.",
         svg: plot.svg(),
     }
 }

@@ -68,6 +68,7 @@ fn head(results: &Results) -> String {
         let tiles = [
             (limits.flops / 1e9, 0, "GFLOP/s", "fused multiply-adds"),
             (limits.bytes / 1e9, 1, "GB/s", "reads from memory"),
+            (limits.cached_bytes / 1e9, 1, "GB/s", "reads from cache"),
             (limits.exponentials / 1e9, 2, "G/s", "exponentials"),
         ];
         for (value, digits, unit, what) in tiles {
