@@ -63,6 +63,7 @@ mod tests {
                 dependency("proptest", Some("dev")),
             ],
             member: true,
+            library: true,
         };
         assert_eq!(other_dependencies(&package), ["serde", "cc"]);
     }

@@ -9,6 +9,7 @@
     reason = "a program with std has no need to name alloc"
 )]
 
+mod bench;
 mod ci;
 mod deps;
 mod fuzz;
@@ -20,6 +21,7 @@ mod no_std;
 mod progress;
 mod shell;
 mod snapshots;
+mod status;
 mod support;
 mod test;
 
@@ -33,6 +35,9 @@ cargo xtask COMMAND [OPTIONS]
   test [--dtype NAME] [--isa NAME] [--backend cpu|cuda] [--require] [--verbose]
               the matrix of dtypes, instruction sets and features, with a table at the end; a filter narrows it,
               --require makes a skip a failure
+  bench [--cases A,B1] [--threads 1,2] [--rounds N] [--peers VENV] [--report FILE.html] [--readme]
+              times every case beside the machine's limits and the peers of a Python environment, and writes a page or the
+              README's table; --worker speaks a line protocol, --print-worker says by which command; --help has more
   ci          everything that a change must pass, `test` included
   support [--check]
               writes the README's support table from the conformance tests, or fails if it differs
@@ -70,6 +75,7 @@ fn run() -> Result<()> {
     };
     match command.as_str() {
         "test" => test::command(args),
+        "bench" => bench::command(args),
         "ci" => ci::command(args),
         "support" => support::command(args),
         "snapshots" => snapshots::command(args),

@@ -13,6 +13,8 @@ pub(crate) struct Package {
     pub(crate) features: Vec<String>,
     pub(crate) dependencies: Vec<Dependency>,
     pub(crate) member: bool,
+    /// Whether it has a library; else it has programs only.
+    pub(crate) library: bool,
 }
 
 /// A dependency as a manifest states it.
@@ -55,9 +57,22 @@ fn parse(json: &str) -> Result<Vec<Package>> {
                     .map(dependency)
                     .collect::<Result<_>>()?,
                 member: members.contains(&package["id"]),
+                library: has_library(package),
             })
         })
         .collect()
+}
+
+/// Whether one of its targets is what other packages can use.
+fn has_library(package: &Value) -> bool {
+    let targets = package["targets"].as_array();
+    targets.into_iter().flatten().any(|target| {
+        let kinds = target["kind"].as_array();
+        kinds
+            .into_iter()
+            .flatten()
+            .any(|kind| kind == "lib" || kind == "proc-macro")
+    })
 }
 
 fn dependency(value: &Value) -> Result<Dependency> {
@@ -96,13 +111,14 @@ mod tests {
         let json = r#"{
             "workspace_members": ["a"],
             "packages": [
-                {"id": "a", "name": "a", "version": "1.0.0", "rust_version": "1.89", "features": {"std": [], "alloc": []},
+                {"id": "a", "name": "a", "targets": [{"kind": ["bin"]}, {"kind": ["lib"]}], "version": "1.0.0", "rust_version": "1.89", "features": {"std": [], "alloc": []},
                  "dependencies": [{"name": "b", "kind": null}, {"name": "c", "kind": "dev"}]},
                 {"id": "b", "name": "b", "version": "2.0.0", "rust_version": null, "features": {}, "dependencies": []}
             ]
         }"#;
         let packages = parse(json).unwrap();
         assert_eq!([packages[0].member, packages[1].member], [true, false]);
+        assert_eq!([packages[0].library, packages[1].library], [true, false]);
         assert_eq!(packages[0].features, ["alloc", "std"]);
         assert_eq!(packages[0].dependencies[1].kind.as_deref(), Some("dev"));
         assert_eq!(packages[1].rust_version, None);

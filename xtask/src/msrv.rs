@@ -83,6 +83,7 @@ mod tests {
             features: Vec::new(),
             dependencies: Vec::new(),
             member,
+            library: true,
         }
     }
 

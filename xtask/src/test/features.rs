@@ -37,11 +37,11 @@ fn run_set(runner: &mut Runner, set: &FeatureSet) -> Result<FeatureRow> {
     })
 }
 
-/// The sets of a library; none for a package without features.
+/// The sets of a library; none for a package without features, or of programs only.
 fn sets_of(package: &Package) -> Vec<FeatureSet> {
     let named = package.features.iter().filter(|name| *name != "default");
     let each: Vec<_> = named.cloned().map(Some).collect();
-    if each.is_empty() {
+    if each.is_empty() || !package.library {
         return Vec::new();
     }
     let every = core::iter::once(None).chain(each);
@@ -79,6 +79,7 @@ mod tests {
             features: features.iter().map(|name| (*name).to_owned()).collect(),
             dependencies: Vec::new(),
             member: true,
+            library: true,
         }
     }
 
@@ -103,5 +104,10 @@ mod tests {
     fn a_package_without_features_has_no_rows() {
         assert!(sets_of(&package(&[])).is_empty());
         assert!(sets_of(&package(&["default"])).is_empty());
+        let programs = Package {
+            library: false,
+            ..package(&["extra"])
+        };
+        assert!(sets_of(&programs).is_empty());
     }
 }

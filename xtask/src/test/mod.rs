@@ -9,7 +9,7 @@ mod report;
 mod run;
 mod table;
 
-use crate::progress::Status;
+use crate::status::Status;
 use anyhow::{Result, bail};
 use lexopt::{Arg, ValueExt};
 use matrix::{Backend, Filter};

@@ -1,8 +1,8 @@
 //! Runs `cargo test`, shows its log and reads it.
 
 use super::output::{Line, Outcome, Output, TestResult};
-use crate::progress::Status;
 use crate::shell;
+use crate::status::Status;
 use anyhow::Result;
 
 /// The variable that names the instruction sets whose tests may not be skipped.
