@@ -4,8 +4,11 @@ use crate::buffers::enough;
 use crate::cpu::Cpu;
 use crate::dropout::Dropped;
 use crate::element::Stored;
+use crate::few::{self, FewTiles};
 use crate::flash::{Call, Tiles};
 use crate::heads::Heads;
+use crate::micro::width;
+use crate::pack;
 use crate::scores::{Job, QUERIES, Scoring};
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
@@ -27,7 +30,14 @@ pub(crate) const SUPPORTED: Features = Features::DENSE
     .union(Features::STATISTICS);
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
-    Tiles::<T::Acc>::size(shape).saturating_mul(cpu.threads())
+    worker_scratch::<T>(cpu, shape).saturating_mul(cpu.threads())
+}
+
+fn worker_scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
+    match few::serves(shape, pack::panel::<T::Acc>(cpu)) {
+        true => FewTiles::<T::Acc>::size(shape),
+        false => Tiles::<T::Acc>::size(shape),
+    }
 }
 
 pub(crate) fn attend<T: Stored>(
@@ -59,18 +69,14 @@ pub(crate) fn attend<T: Stored>(
     };
     let tiles = shape.query_length.div_ceil(QUERIES);
     let jobs = shape.batch * shape.num_heads * tiles;
-    cpu.run(
-        jobs,
-        scratch,
-        Tiles::<T::Acc>::size(&shape),
-        |jobs, scratch| {
-            cpu.level().dispatch(Worker {
-                call: &call,
-                jobs,
-                scratch,
-            });
-        },
-    );
+    let each = worker_scratch::<T>(cpu, &shape);
+    cpu.run(jobs, scratch, each, |jobs, scratch| {
+        cpu.level().dispatch(Worker {
+            call: &call,
+            jobs,
+            scratch,
+        });
+    });
     Ok(())
 }
 
@@ -149,6 +155,10 @@ where
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let shape = &self.call.scoring.shape;
+        if few::serves(shape, width::<S, T::Acc>()) {
+            self.run_few(simd);
+            return;
+        }
         let mut tiles = Tiles::cut(self.scratch, shape);
         let per_head = shape.query_length.div_ceil(QUERIES);
         while let Some(number) = self.jobs.take() {
@@ -162,6 +172,26 @@ where
                 queries: start..(start + QUERIES).min(shape.query_length),
             };
             self.call.run(simd, &job, &mut tiles);
+        }
+    }
+}
+
+impl<T: Stored> Worker<'_, '_, T>
+where
+    T::Acc: Lane,
+{
+    /// Heads with a few queries each.
+    #[inline(always)]
+    fn run_few<S: Simd>(self, simd: S) {
+        let shape = &self.call.scoring.shape;
+        let mut tiles = FewTiles::cut(self.scratch, shape);
+        while let Some(matrix) = self.jobs.take() {
+            let job = Job {
+                batch: matrix / shape.num_heads,
+                head: matrix % shape.num_heads,
+                queries: 0..shape.query_length,
+            };
+            self.call.run_few(simd, &job, &mut tiles);
         }
     }
 }

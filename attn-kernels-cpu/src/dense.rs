@@ -22,7 +22,7 @@ use crate::element::Stored;
 use crate::gemm::Gemm;
 use crate::matrix::{Matrix, Rows};
 use crate::micro::{
-    Block, ByColumns, MAX_ROWS, MAX_WIDTH, for_each_block, load_row, load_tile, multiply,
+    Block, ByColumns, MAX_ROWS, MAX_WIDTH, VECTORS, for_each_block, load_row, load_tile, multiply,
     store_row, store_tile, width, zeros,
 };
 use crate::shared::Shared;
@@ -489,10 +489,10 @@ fn write_panel<S: Simd, T: Stored>(
     bias: &[T::Acc],
 ) {
     let (to, width) = (&part.to, width::<S, T::Acc>());
-    let bias = load_row::<S, T::Acc>(simd, bias);
+    let bias = load_row::<S, T::Acc, VECTORS>(simd, bias);
     for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(width)) {
-        let [a, b] = load_row::<S, T::Acc>(simd, sums);
-        store_row::<S, T::Acc>(&[a + bias[0], b + bias[1]], sums);
+        let [a, b] = load_row::<S, T::Acc, VECTORS>(simd, sums);
+        store_row::<S, T::Acc, VECTORS>(&[a + bias[0], b + bias[1]], sums);
         let start = to.rows.start(row);
         for (piece, place) in to.rows.pieces(columns.clone()) {
             let from = &mut sums[piece.start - columns.start..piece.end - columns.start];
@@ -571,7 +571,7 @@ impl<S: Simd, A: Lane> Block<S> for Product<'_, A> {
         };
         let sums = &mut self.sums[first * width..][..ROWS * width];
         let acc = match self.fresh {
-            true => zeros::<S, A, ROWS>(simd),
+            true => zeros::<S, A, ROWS, VECTORS>(simd),
             false => load_tile::<S, A, ROWS>(simd, sums),
         };
         let acc = match self.distance == width {

@@ -1,8 +1,8 @@
 //! Dropout's factors for a strip of weights, made from their counters: Threefry in vectors.
 //!
 //! Four vectors of counters go through the rounds side by side, since one alone would wait for itself: a round is three
-//! operations deep and there are twenty. Old counters and a strip that crosses a multiple of 2^32 elements are rare; the
-//! words' own definition in `attn-core` serves them one by one.
+//! operations deep and there are twenty. Old counters, a strip that crosses a multiple of 2^32 elements and dropout
+//! of a few queries are rare; the words' own definition in `attn-core` serves them one by one.
 
 use crate::simd::{Lane, Simd, SimdBase};
 use attn_core::random::{Bits, Counters, PARITY, ROTATIONS};
@@ -58,7 +58,8 @@ impl<A: Lane> Dropped<A> {
         let last = strip.query + strip.width - 1;
         let first = self.index(strip, strip.query, strip.keys.start);
         let last = self.index(strip, last, strip.keys.end.saturating_sub(1));
-        if words.counters() == Counters::PerElement && first >> 32 == last >> 32 {
+        let vectors = strip.width >= S::u32s::LEN;
+        if vectors && words.counters() == Counters::PerElement && first >> 32 == last >> 32 {
             match words.width() {
                 64 => self.in_vectors::<S, true>(simd, strip, first, factors),
                 _ => self.in_vectors::<S, false>(simd, strip, first, factors),

@@ -112,9 +112,9 @@ impl<T: Stored> Call<'_, T> {
             scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
             self.accumulate(simd, job, keys, tiles);
         }
-        self.finish_sums(tiles);
+        self.finish_sums(tiles.l);
         self.write_output(simd, job, tiles);
-        self.write_statistics(job, tiles);
+        self.write_statistics(job, tiles.m, tiles.l);
         if self.weights.is_some() {
             self.write_weights(simd, job, tiles);
         }
@@ -171,20 +171,17 @@ impl<T: Stored> Call<'_, T> {
     /// A sum of 0 divides nothing where the rule is zero or where there is no key: the output is 0. Under Flax's rule it is
     /// a row whose every score is -inf, and the quotient is NaN as in Flax.
     #[inline(always)]
-    fn finish_sums(&self, tiles: &mut Tiles<'_, T::Acc>) {
+    pub(crate) fn finish_sums(&self, l: &mut [T::Acc]) {
         if self.scoring.fully_masked == FullyMasked::Zero || self.scoring.shape.key_length == 0 {
-            for l in tiles.l.iter_mut().filter(|l| **l == T::Acc::default()) {
+            for l in l.iter_mut().filter(|l| **l == T::Acc::default()) {
                 *l = T::Acc::from(1i8);
             }
         }
     }
 
     #[inline(always)]
-    #[expect(unsafe_code, reason = "each job writes rows of its own")]
     fn write_output<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
         let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.value_depth);
-        let (first, stride) = row_start(&self.out_layout, job.batch, job.head);
-        let column_stride = self.out_layout.strides().last().copied().unwrap_or(1);
         for strip in 0..job.queries.len().div_ceil(width) {
             let o = &mut tiles.o[strip * width * depth..][..width * depth];
             divide(simd, o, &tiles.l[strip * width..][..width]);
@@ -193,23 +190,25 @@ impl<T: Stored> Call<'_, T> {
                     *to = from[lane];
                 }
                 let query = job.queries.start + strip * width + lane;
-                // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
-                // `ViewMut` guarantees that no two elements share an index.
-                unsafe {
-                    write_narrowed(
-                        &self.out,
-                        first + query * stride,
-                        column_stride,
-                        &tiles.row[..depth],
-                    );
-                }
+                self.write_row(job, query, &tiles.row[..depth]);
             }
         }
     }
 
+    /// Rounds and writes a row of the output.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "each job writes rows of its own")]
+    pub(crate) fn write_row(&self, job: &Job, query: usize, row: &[T::Acc]) {
+        let (first, stride) = row_start(&self.out_layout, job.batch, job.head);
+        let column_stride = self.out_layout.strides().last().copied().unwrap_or(1);
+        // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
+        // `ViewMut` guarantees that no two elements share an index.
+        unsafe { write_narrowed(&self.out, first + query * stride, column_stride, row) };
+    }
+
     /// The largest score and the sum of each row.
     #[expect(unsafe_code, reason = "each job writes rows of its own")]
-    fn write_statistics(&self, job: &Job, tiles: &Tiles<'_, T::Acc>) {
+    pub(crate) fn write_statistics(&self, job: &Job, m: &[T::Acc], l: &[T::Acc]) {
         let Some((statistics, layout)) = &self.statistics else {
             return;
         };
@@ -220,21 +219,14 @@ impl<T: Stored> Call<'_, T> {
             let start = layout.base(axes, first + query);
             // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
             // `ViewMut` guarantees that no two elements share an index.
-            unsafe { statistics.write(start, stride, &[tiles.m[i], tiles.l[i]]) };
+            unsafe { statistics.write(start, stride, &[m[i], l[i]]) };
         }
     }
 
     /// A second pass over the keys with the final `m` and `l`.
     #[inline(always)]
-    #[expect(unsafe_code, reason = "each job writes rows of its own")]
     fn write_weights<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
-        let Some((weights, layout)) = &self.weights else {
-            return;
-        };
         let width = width::<S, T::Acc>();
-        let head = self.scoring.matrix(job);
-        let rank = layout.shape().rank();
-        let (matrix, strides) = (layout.base(rank - 2, head), layout.strides());
         for keys in tiles_of_keys(self.scoring.shape.key_length) {
             let k = self.scoring.keys(job, keys.clone(), tiles.k);
             self.scoring
@@ -245,19 +237,29 @@ impl<T: Stored> Call<'_, T> {
                 softmax::normalized(simd, p, &tiles.m[lanes.clone()], &tiles.l[lanes]);
             }
             for (i, query) in job.queries.clone().enumerate() {
-                let row: [T::Acc; KEYS] = core::array::from_fn(|n| {
-                    if n < keys.len() {
-                        tiles.p[lane_index(width, i, n)]
-                    } else {
-                        T::Acc::default()
-                    }
-                });
-                let start = matrix + query * strides[rank - 2] + keys.start * strides[rank - 1];
-                // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
-                // `ViewMut` guarantees that no two elements share an index.
-                unsafe { weights.write(start, strides[rank - 1], &row[..keys.len()]) };
+                let mut row = [T::Acc::default(); KEYS];
+                for (n, to) in row[..keys.len()].iter_mut().enumerate() {
+                    *to = tiles.p[lane_index(width, i, n)];
+                }
+                self.write_row_of_weights(job, query, keys.start, &row[..keys.len()]);
             }
         }
+    }
+
+    /// Writes the weights of a query for the keys from `key` on, if they are asked for.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "each job writes rows of its own")]
+    pub(crate) fn write_row_of_weights(&self, job: &Job, query: usize, key: usize, row: &[T::Acc]) {
+        let Some((weights, layout)) = &self.weights else {
+            return;
+        };
+        let rank = layout.shape().rank();
+        let strides = layout.strides();
+        let matrix = layout.base(rank - 2, self.scoring.matrix(job));
+        let start = matrix + query * strides[rank - 2] + key * strides[rank - 1];
+        // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
+        // `ViewMut` guarantees that no two elements share an index.
+        unsafe { weights.write(start, strides[rank - 1], row) };
     }
 }
 

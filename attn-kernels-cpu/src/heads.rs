@@ -76,6 +76,44 @@ impl<'a, T: Stored> Heads<'a, T> {
     }
 }
 
+impl<'a, T: Stored> Heads<'a, T> {
+    /// The rows `rows` of a head, and the elements from one to the next: as they lie, or widened into `copy` where they need widening or
+    /// do not end with a whole number of `multiple` columns; then what follows them is 0. A copied row is 16 columns or a multiple
+    /// long.
+    #[inline(always)]
+    pub(crate) fn rows<'b>(
+        &self,
+        batch: usize,
+        head: usize,
+        rows: Range<usize>,
+        depth: usize,
+        multiple: usize,
+        copy: &'b mut [T::Acc],
+    ) -> (&'b [T::Acc], usize)
+    where
+        'a: 'b,
+    {
+        if rows.is_empty() || depth == 0 {
+            return (&[], depth);
+        }
+        let (first, stride) = row_start(&self.layout, batch, head);
+        if self.column_stride() == 1
+            && depth.is_multiple_of(multiple)
+            && stride >= depth
+            && let Some(data) = T::as_acc(self.data)
+        {
+            let data = &data[first + rows.start * stride..];
+            return (&data[..(rows.len() - 1) * stride + depth], stride);
+        }
+        let width = depth.next_multiple_of(16);
+        for (row, to) in rows.zip(copy.chunks_exact_mut(width)) {
+            self.widen(batch, head, row..row + 1, depth, &mut to[..depth]);
+            to[depth..].fill(T::Acc::default());
+        }
+        (copy, width)
+    }
+}
+
 /// Index of row 0 of a head in `[batch..., length, heads, depth]`, and elements from one row to the next.
 pub(crate) fn row_start(layout: &Layout, batch: usize, head: usize) -> (usize, usize) {
     let axes = layout.shape().rank() - 3;

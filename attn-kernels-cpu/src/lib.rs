@@ -25,7 +25,7 @@
 //! | `element` | widening and narrowing of 16-bit types |
 //! | `micro` | the register tile: the product that everything rests on |
 //! | `softmax` | `exp` and the online softmax of a strip |
-//! | `attend`, `flash` | jobs; the tile loop of one job |
+//! | `attend`, `flash`, `few` | jobs; the tile loop of one job; that of a few queries |
 //! | `attend_backward`, `backward` | jobs; the gradients of one head, and of a bias |
 //! | `products` | the three products of a pair of tiles |
 //! | `scores`, `visibility`, `dropout`, `heads` | scores of a tile; what it may see; what is dropped; tiles and rows of a head |
@@ -55,6 +55,7 @@ mod cpu;
 mod dense;
 mod dropout;
 mod element;
+mod few;
 mod flash;
 mod gemm;
 mod heads;

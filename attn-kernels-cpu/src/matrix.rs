@@ -261,6 +261,51 @@ impl<'a, T: Stored> Matrix<'a, T> {
     }
 }
 
+/// Transposes `(rows, columns)` of `from` into `to`: `to[column * to_stride + row] = from[row * stride + column]`.
+#[inline(always)]
+pub(crate) fn transpose_rows<S: Simd, A: Lane>(
+    simd: S,
+    from: &[A],
+    stride: usize,
+    (rows, columns): (usize, usize),
+    to: &mut [A],
+    to_stride: usize,
+) {
+    let whole = rows / SQUARE * SQUARE;
+    for first in (0..whole).step_by(SQUARE) {
+        let row = |i: usize| from[(first + i) * stride..][..columns].as_chunks::<SQUARE>();
+        let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+        let squares = a.0.iter().zip(b.0).zip(c.0).zip(d.0);
+        for ((((a, b), c), d), to) in squares.zip(to.chunks_mut(SQUARE * to_stride)) {
+            let step = Quarter::<S, A>::LEN;
+            for part in (0..SQUARE).step_by(step) {
+                let load =
+                    |row: &[A; SQUARE]| Quarter::<S, A>::from_slice(simd, &row[part..part + step]);
+                let (even, odd) = (load(a).interleave(load(c)), load(b).interleave(load(d)));
+                let (low, high) = (even.0.interleave(odd.0), even.1.interleave(odd.1));
+                let mut put = |n: usize, quarter: Quarter<S, A>| {
+                    let place = n * step;
+                    let start = (part + place / SQUARE) * to_stride + first + place % SQUARE;
+                    quarter.store_slice(&mut to[start..start + step]);
+                };
+                put(0, low.0);
+                put(1, low.1);
+                put(2, high.0);
+                put(3, high.1);
+            }
+        }
+        for (n, column) in (columns / SQUARE * SQUARE..columns).enumerate() {
+            let four = [a.1[n], b.1[n], c.1[n], d.1[n]];
+            to[column * to_stride + first..][..SQUARE].copy_from_slice(&four);
+        }
+    }
+    for row in whole..rows {
+        for (column, &from) in from[row * stride..][..columns].iter().enumerate() {
+            to[column * to_stride + row] = from;
+        }
+    }
+}
+
 /// Transposes a square, by interleaving its rows twice, to places from `corner` on.
 #[inline(always)]
 fn transpose<S: Simd, A: Lane, const ROWS: usize>(

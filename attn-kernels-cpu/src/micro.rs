@@ -13,7 +13,7 @@ use crate::simd::{Lane, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
 use core::ops::Range;
 
 /// Vectors of lanes in a tile.
-const VECTORS: usize = 2;
+pub(crate) const VECTORS: usize = 2;
 
 /// Rows of the widest tile.
 pub(crate) const MAX_ROWS: usize = 12;
@@ -27,7 +27,7 @@ pub(crate) const fn width<S: Simd, A: Lane>() -> usize {
 }
 
 /// The accumulators of a tile.
-pub(crate) type Tile<S, A, const ROWS: usize> = [[Vector<S, A>; VECTORS]; ROWS];
+pub(crate) type Tile<S, A, const ROWS: usize, const V: usize = VECTORS> = [[Vector<S, A>; V]; ROWS];
 
 /// The left factor.
 pub(crate) trait Left<A, const ROWS: usize> {
@@ -125,71 +125,87 @@ impl<A: Copy, const ROWS: usize> Window<A> for Columns<'_, A, ROWS> {
     }
 }
 
-/// Adds `depth` outer products to `acc`. `right` has `stride` elements a step, of which the first [`width`] are used.
+/// Adds `depth` outer products to `acc`. `right` has `stride` elements a step, of which as many as the tile is wide are used.
 #[inline(always)]
-pub(crate) fn multiply<S: Simd, A: Lane, L: Left<A, ROWS>, const ROWS: usize>(
+pub(crate) fn multiply<S: Simd, A: Lane, L: Left<A, ROWS>, const ROWS: usize, const V: usize>(
     simd: S,
     depth: usize,
     left: &L,
     right: &[A],
     stride: usize,
-    acc: Tile<S, A, ROWS>,
-) -> Tile<S, A, ROWS> {
-    if lanes::<S, A>() * size_of::<A>() == 64 {
-        // Sixteen cycles a step hide the checks of bounds; with more steps at once compilers load too early and spill.
-        add_products::<S, A, L, ROWS, STEPS512>(simd, 0..depth, left, right, stride, acc)
-    } else {
-        let whole = depth / 4 * 4;
-        let acc = add_products::<S, A, L, ROWS, 4>(simd, 0..whole, left, right, stride, acc);
-        add_products::<S, A, L, ROWS, 1>(simd, whole..depth, left, right, stride, acc)
-    }
+    acc: Tile<S, A, ROWS, V>,
+) -> Tile<S, A, ROWS, V> {
+    // With 512-bit registers a step takes so many cycles that its checks of bounds are hidden; with more steps at once compilers
+    // load too early and spill.
+    let whole = match is_512_bits::<S, A>() {
+        true => 0,
+        false => depth / STEPS * STEPS,
+    };
+    let acc = add_products::<S, A, L, ROWS, V, STEPS>(simd, 0..whole, left, right, stride, acc);
+    add_products::<S, A, L, ROWS, V, 1>(simd, whole..depth, left, right, stride, acc)
 }
 
-const STEPS512: usize = 1;
+/// Steps between two checks of bounds.
+const STEPS: usize = 4;
 
-/// The steps `depth`, `STEPS` of them in a row between checks of bounds.
+/// Whether there are 32 registers of 64 bytes.
+pub(crate) const fn is_512_bits<S: Simd, A: Lane>() -> bool {
+    lanes::<S, A>() * size_of::<A>() == 64
+}
+
+/// The steps `depth`, a multiple of `N`.
 #[inline(always)]
-fn add_products<S: Simd, A: Lane, L: Left<A, ROWS>, const ROWS: usize, const STEPS: usize>(
+fn add_products<
+    S: Simd,
+    A: Lane,
+    L: Left<A, ROWS>,
+    const ROWS: usize,
+    const V: usize,
+    const N: usize,
+>(
     simd: S,
     depth: Range<usize>,
     left: &L,
     right: &[A],
     stride: usize,
-    mut acc: Tile<S, A, ROWS>,
-) -> Tile<S, A, ROWS> {
+    mut acc: Tile<S, A, ROWS, V>,
+) -> Tile<S, A, ROWS, V> {
     let mut k = depth.start;
     while k < depth.end {
-        let right = &right[k * stride..][..(STEPS - 1) * stride + width::<S, A>()];
-        let left = left.window::<STEPS>(k);
-        for step in 0..STEPS {
-            let right = load_row::<S, A>(simd, &right[step * stride..]);
+        let right = &right[k * stride..][..(N - 1) * stride + V * lanes::<S, A>()];
+        let left = left.window::<N>(k);
+        for step in 0..N {
+            let right = load_row::<S, A, V>(simd, &right[step * stride..]);
             for i in 0..ROWS {
                 let left = splat(simd, left.at(i, step));
-                for v in 0..VECTORS {
+                for v in 0..V {
                     acc[i][v] = left.mul_add(right[v], acc[i][v]);
                 }
             }
         }
-        k += STEPS;
+        k += N;
     }
     acc
 }
 
 /// A tile of zeros.
 #[inline(always)]
-pub(crate) fn zeros<S: Simd, A: Lane, const ROWS: usize>(simd: S) -> Tile<S, A, ROWS> {
-    [[splat(simd, A::default()); VECTORS]; ROWS]
+pub(crate) fn zeros<S: Simd, A: Lane, const ROWS: usize, const V: usize>(
+    simd: S,
+) -> Tile<S, A, ROWS, V> {
+    [[splat(simd, A::default()); V]; ROWS]
 }
 
-/// Loads a row of a tile from [`width`] elements.
+/// Loads a row of a tile.
 #[inline(always)]
-pub(crate) fn load_row<S: Simd, A: Lane>(simd: S, from: &[A]) -> [Vector<S, A>; VECTORS] {
+pub(crate) fn load_row<S: Simd, A: Lane, const V: usize>(simd: S, from: &[A]) -> [Vector<S, A>; V] {
     let lanes = lanes::<S, A>();
-    // Written out: the compiler does not always inline `array::from_fn`, and then nothing stays in registers.
-    [
-        load(simd, &from[..lanes]),
-        load(simd, &from[lanes..VECTORS * lanes]),
-    ]
+    // Not by `array::from_fn`, which compilers do not always inline: then nothing stays in registers.
+    let mut row = [splat(simd, A::default()); V];
+    for v in 0..V {
+        row[v] = load(simd, &from[v * lanes..(v + 1) * lanes]);
+    }
+    row
 }
 
 /// Loads a tile whose rows lie side by side. (Loops over chunks, since neither `array::from_fn` nor indexed loops are always
@@ -199,7 +215,7 @@ pub(crate) fn load_tile<S: Simd, A: Lane, const ROWS: usize>(
     simd: S,
     from: &[A],
 ) -> Tile<S, A, ROWS> {
-    let mut tile = zeros::<S, A, ROWS>(simd);
+    let mut tile = zeros::<S, A, ROWS, VECTORS>(simd);
     for (row, from) in tile.iter_mut().zip(from.chunks_exact(width::<S, A>())) {
         *row = load_row(simd, from);
     }
@@ -214,16 +230,17 @@ pub(crate) fn store_tile<S: Simd, A: Lane, const ROWS: usize>(
 ) {
     let to = &mut to[..ROWS * width::<S, A>()];
     for i in 0..ROWS {
-        store_row::<S, A>(&tile[i], &mut to[i * width::<S, A>()..]);
+        store_row::<S, A, VECTORS>(&tile[i], &mut to[i * width::<S, A>()..]);
     }
 }
 
-/// Stores a row of a tile to the first [`width`] elements.
+/// Stores a row of a tile.
 #[inline(always)]
-pub(crate) fn store_row<S: Simd, A: Lane>(row: &[Vector<S, A>; VECTORS], to: &mut [A]) {
+pub(crate) fn store_row<S: Simd, A: Lane, const V: usize>(row: &[Vector<S, A>; V], to: &mut [A]) {
     let lanes = lanes::<S, A>();
-    row[0].store_slice(&mut to[..lanes]);
-    row[1].store_slice(&mut to[lanes..VECTORS * lanes]);
+    for v in 0..V {
+        row[v].store_slice(&mut to[v * lanes..(v + 1) * lanes]);
+    }
 }
 
 /// Something done for a block of `ROWS` rows that begin at `first`.
@@ -250,7 +267,7 @@ pub(crate) fn for_each_block<S: Simd, A: Lane, B: Block<S>>(simd: S, rows: usize
 #[inline(always)]
 fn cover<S: Simd, A: Lane, B: Block<S>>(simd: S, rows: usize, block: &mut B) {
     let mut first = 0;
-    if lanes::<S, A>() * size_of::<A>() == 64 {
+    if is_512_bits::<S, A>() {
         while B::PACKED && first + MAX_ROWS <= rows {
             block.run::<MAX_ROWS>(simd, first);
             first += MAX_ROWS;

@@ -20,8 +20,13 @@ impl<A: Lane> Kernel for Width<A> {
     }
 }
 
+/// Columns of a panel: lanes of a tile.
+pub(crate) fn panel<A: Lane>(cpu: &Cpu) -> usize {
+    cpu.level().dispatch(Width::<A>(PhantomData))
+}
+
 pub(crate) fn packing<T: Stored>(cpu: &Cpu, features: usize, outputs: usize) -> Packing {
-    let panel = cpu.level().dispatch(Width::<T::Acc>(PhantomData));
+    let panel = panel::<T::Acc>(cpu);
     let columns = outputs.div_ceil(panel).saturating_mul(panel);
     Packing {
         elements: features.saturating_mul(columns),

@@ -1,7 +1,8 @@
 //! The three products of a pair of tiles. Queries lie in lanes, keys go down the rows.
 
 use crate::micro::{
-    Block, ByColumns, ByRows, Left, Window, load_row, load_tile, multiply, store_tile, width, zeros,
+    Block, ByColumns, ByRows, Left, VECTORS, Window, load_row, load_tile, multiply, store_tile,
+    width, zeros,
 };
 use crate::scores::KEYS;
 use crate::simd::{Lane, Simd};
@@ -27,7 +28,7 @@ impl<S: Simd, A: Lane> Block<S> for Products<'_, A> {
             &left,
             self.lanes,
             width,
-            zeros::<S, A, ROWS>(simd),
+            zeros::<S, A, ROWS, VECTORS>(simd),
         );
         store_tile::<S, A, ROWS>(acc, &mut self.out[first * width..]);
     }
@@ -52,7 +53,7 @@ impl<S: Simd, A: Lane> Block<S> for Columns<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
         let width = width::<S, A>();
-        let alpha = load_row::<S, A>(simd, self.alpha);
+        let alpha = load_row::<S, A, VECTORS>(simd, self.alpha);
         let out = &mut self.out[first * width..][..ROWS * width];
         let mut acc = load_tile::<S, A, ROWS>(simd, out);
         for row in &mut acc {

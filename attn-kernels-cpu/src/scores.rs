@@ -124,6 +124,12 @@ impl<T: Stored> Scoring<'_, T> {
                 },
             );
         }
+        self.adjust(width, job, keys, p);
+    }
+
+    /// Adds the bias to scores, and puts the fill value where a query does not see a key.
+    #[inline(always)]
+    pub(crate) fn adjust(&self, width: usize, job: &Job, keys: Range<usize>, p: &mut [T::Acc]) {
         if let Some(bias) = &self.bias {
             self.add_bias(bias, width, job, keys.clone(), p);
         }

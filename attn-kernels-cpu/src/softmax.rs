@@ -14,7 +14,7 @@ use crate::micro::width;
 use crate::simd::{Lane, Select, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
 
 /// Partial sums of [`update`].
-const PARTIALS: usize = 16;
+pub(crate) const PARTIALS: usize = 16;
 
 /// `e^x` for `x <= 0`, within 1 unit in the last place with fused multiply-add, 2 without; 0 below the smallest normal
 /// number; NaN for NaN.
@@ -117,7 +117,7 @@ fn normalize_strip<S: Simd, A: Lane>(simd: S, scores: &mut [A], m: &[A], l: &[A]
 }
 
 #[inline(always)]
-fn finite_or_zero<S: Simd, A: Lane>(simd: S, m: Vector<S, A>) -> Vector<S, A> {
+pub(crate) fn finite_or_zero<S: Simd, A: Lane>(simd: S, m: Vector<S, A>) -> Vector<S, A> {
     m.simd_eq(splat(simd, A::NEG_INFINITY))
         .select(splat(simd, A::default()), m)
 }

@@ -35,7 +35,11 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         residuals: &mut ResidualBuffers<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        let statistics = whole(residuals.statistics, Layout::contiguous(plan.statistics()?)?, "statistics")?;
+        let statistics = whole(
+            residuals.statistics,
+            Layout::contiguous(plan.statistics()?)?,
+            "statistics",
+        )?;
         let mut kept = Scratch {
             q: &mut *residuals.q,
             k: &mut *residuals.k,

@@ -92,7 +92,8 @@ impl<T: Element> Kernels<T> for Reference {
         let weights = weights(call, features, outputs)?;
         for row in 0..rows {
             let (input, output) = (from.base(axes, row), to.base(axes, row));
-            for (column, weights) in weights.chunks(features.max(1)).take(outputs).enumerate() {
+            for column in 0..outputs {
+                let weights = &weights[column * features..][..features];
                 let terms = weights.iter().enumerate().map(|(feature, weight)| {
                     let x = call.input.buf()[input + feature * from.strides()[axes]];
                     x.to_f64() * weight

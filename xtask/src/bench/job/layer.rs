@@ -8,7 +8,8 @@ use attn_core::random::{Convention, Key};
 use attn_core::{Dropout, Element, Host, HostView, HostViewMut};
 use attn_kernels_cpu::Cpu;
 use attn_layers::{
-    Dense, Dims, Inputs, MultiHeadDotProductAttentionOf, OwnedScratch, Params, Plan, ScratchSizes,
+    Dense, Dims, Inputs, MultiHeadDotProductAttentionOf, OwnedScratch, PackedParams, Params, Plan,
+    ScratchSizes,
 };
 
 /// Dropout's key; any will do, its bits cost the same.
@@ -16,7 +17,7 @@ const KEY: [u32; 2] = [3, 4];
 
 /// A layer with its parameters and input.
 ///
-/// This is the one place that knows how the layer holds its parameters.
+/// Training needs the parameters as they lie; a forward pass packs them beforehand.
 pub(super) struct Layer<T> {
     pub(super) cpu: Cpu,
     pub(super) sizes: LayerSizes,
@@ -119,7 +120,7 @@ impl<T: Element> DenseParameters<T> {
 
     fn view(&self, shapes: &DenseShapes) -> Result<Dense<'_, Host, T>> {
         Ok(Dense {
-            kernel: HostView::new(&self.kernel, &shapes.kernel)?,
+            kernel: HostView::new(&self.kernel, &shapes.kernel)?.into(),
             bias: Some(HostView::new(&self.bias, &shapes.bias)?),
         })
     }
@@ -134,6 +135,7 @@ pub(super) const fn scratch_bytes<T: Element>(sizes: &ScratchSizes) -> usize {
 /// A forward pass.
 pub(super) struct Forward<T: Element> {
     layer: Layer<T>,
+    packed: PackedParams<T>,
     dropout: Option<Dropout>,
     scratch: OwnedScratch<T>,
     scratch_bytes: usize,
@@ -152,6 +154,7 @@ where
     ) -> Result<Self> {
         let y = vec![T::default(); arrays.x.len()];
         let layer = Layer::new(sizes, arrays, cpu)?;
+        let packed = PackedParams::new(cpu, &layer.params()?)?;
         let dropout = match pass {
             Pass::Dropout { rate } => Dropout::new(
                 Key::from_words(KEY),
@@ -165,6 +168,7 @@ where
         let scratch = layer.plan.scratch::<T, _>(cpu);
         Ok(Self {
             layer,
+            packed,
             y,
             dropout,
             scratch_bytes: scratch_bytes::<T>(&scratch),
@@ -190,7 +194,7 @@ where
         layer.apply(
             cpu,
             plan,
-            &self.layer.params()?,
+            &self.packed.borrow()?,
             inputs,
             y,
             &mut self.scratch.borrow(),

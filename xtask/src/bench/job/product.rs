@@ -3,8 +3,10 @@
 use super::{Computes, Job, bytes_of, rounded, to_f32};
 use crate::data::ProductArrays;
 use crate::spec::ProductSizes;
-use anyhow::Result;
-use attn_core::{Element, HostView, HostViewMut, Kernels, Projection, RowOrder};
+use anyhow::{Context, Result};
+use attn_core::{
+    Element, HostView, HostViewMut, Kernels, PackedKernel, Packing, Projection, RowOrder,
+};
 use attn_kernels_cpu::Cpu;
 
 /// `a · b`.
@@ -17,16 +19,26 @@ pub(super) struct Product<T: Element> {
     out: Vec<T>,
 }
 
-/// The right factor as the backend likes it best.
-///
-/// This is the one place that knows how.
+/// The right factor, packed.
 struct Weights<T> {
-    rows: Vec<T>,
+    packed: Vec<T>,
+    packing: Packing,
 }
 
 impl<T: Element> Weights<T> {
-    fn prepare(b: Vec<f32>) -> Self {
-        Self { rows: rounded(b) }
+    fn prepare(b: Vec<f32>, sizes: ProductSizes, cpu: &Cpu) -> Result<Self>
+    where
+        Cpu: Computes<T>,
+    {
+        let b: Vec<T> = rounded(b);
+        let packing = Kernels::<T>::packing(cpu, sizes.inner, sizes.columns);
+        let packing = packing.context("the backend packs no kernels")?;
+        let mut packed = vec![T::default(); packing.elements];
+        cpu.pack(
+            HostView::new(&b, &[sizes.inner, sizes.columns])?,
+            &mut packed,
+        )?;
+        Ok(Self { packed, packing })
     }
 }
 
@@ -40,7 +52,7 @@ where
             cpu: cpu.clone(),
             sizes,
             a: rounded(arrays.a),
-            weights: Weights::prepare(arrays.b),
+            weights: Weights::prepare(arrays.b, sizes, cpu)?,
             scratch: vec![T::Acc::default(); scratch],
             out: vec![T::default(); sizes.rows * sizes.columns],
         })
@@ -59,7 +71,13 @@ where
         } = self.sizes;
         let call = Projection {
             input: HostView::new(&self.a, &[rows, inner])?,
-            kernel: HostView::new(&self.weights.rows, &[inner, columns])?,
+            kernel: PackedKernel::new(
+                self.weights.packed.as_slice(),
+                inner,
+                columns,
+                self.weights.packing,
+            )?
+            .into(),
             bias: None,
             row_order: RowOrder::Any,
         };

@@ -1,0 +1,464 @@
+//! The tile loop for a few queries, as in decoding: keys lie in lanes, and values' columns.
+//!
+//! With queries in lanes, as [`flash`](crate::flash) has them, one query would leave most lanes idle. Here every row of keys and values
+//! is read once for all queries of a job, which may be those of a group of heads:
+//!
+//! ```text
+//! for each tile of keys:
+//!     s = q · kᵀ         [queries][KEYS], the keys transposed by squares of four
+//!     m, l, alpha, s -> p
+//!     o = o · alpha + p · v
+//! ```
+//!
+//! Every sum has the order that it has there: a score over the depth, a softmax sum over sixteen strided partials, an output
+//! over the keys. So a row has the same bits in both.
+
+use crate::buffers::{aligned, margin};
+use crate::dropout::Strip;
+use crate::element::Stored;
+use crate::flash::Call;
+use crate::matrix::transpose_rows;
+use crate::micro::{ByRows, Tile, is_512_bits, load_row, multiply, store_row, zeros};
+use crate::scores::{Job, KEYS};
+use crate::simd::{Lane, Simd, SimdBase, SimdFloat, lanes, load, splat};
+use crate::softmax::{PARTIALS, exp, finite_or_zero};
+use attn_core::AttentionShape;
+use core::ops::Range;
+
+/// Most queries of a job.
+const QUERIES: usize = 8;
+/// Lanes of the widest vector: depths are filled up to a multiple.
+const MAX_LANES: usize = 16;
+/// Elements of transposed keys: 16 KiB, so that L1 has room for the rows that they come from.
+const TURNED: usize = 4096;
+
+/// Whether calls of this many queries take this way on tiles of `width` lanes: one that filled half of them would lose nothing
+/// in [`flash`](crate::flash).
+pub(crate) const fn serves(shape: &AttentionShape, width: usize) -> bool {
+    shape.query_length <= QUERIES && 2 * shape.query_length <= width
+}
+
+/// The tiles of one worker, cut from its scratch.
+pub(crate) struct FewTiles<'a, A> {
+    /// Scaled queries, `[queries][depth]`.
+    q: &'a mut [A],
+    /// Scores, then weights, `[queries][KEYS]`.
+    s: &'a mut [A],
+    /// Output so far, `[queries][columns]`.
+    o: &'a mut [A],
+    /// Keys and values where they are not read as they lie, `[KEYS][columns]`.
+    k: &'a mut [A],
+    v: &'a mut [A],
+    /// Some keys transposed, `[depth][keys]`.
+    turned: &'a mut [A],
+    m: &'a mut [A],
+    l: &'a mut [A],
+    alpha: &'a mut [A],
+}
+
+/// Elements of a row of `depth` filled up to whole vectors.
+const fn columns(depth: usize) -> usize {
+    depth.div_ceil(MAX_LANES).saturating_mul(MAX_LANES)
+}
+
+impl<'a, A: Lane> FewTiles<'a, A> {
+    /// Elements of scratch for one worker.
+    pub(crate) const fn size(shape: &AttentionShape) -> usize {
+        let (k, v) = (columns(shape.depth), columns(shape.value_depth));
+        (KEYS + QUERIES)
+            .saturating_mul(k.saturating_add(v))
+            .saturating_add(turned(shape.depth))
+            .saturating_add(QUERIES * KEYS + 3 * MAX_LANES + margin::<A>())
+    }
+
+    /// Cuts `scratch`, which has at least [`FewTiles::size`] elements.
+    pub(crate) fn cut(scratch: &'a mut [A], shape: &AttentionShape) -> Self {
+        let mut rest = aligned(scratch);
+        let mut cut = |len: usize| {
+            let (head, tail) = core::mem::take(&mut rest).split_at_mut(len);
+            rest = tail;
+            head
+        };
+        let (depth, value_depth) = (columns(shape.depth), columns(shape.value_depth));
+        Self {
+            s: cut(QUERIES * KEYS),
+            turned: cut(turned(shape.depth)),
+            q: cut(QUERIES * depth),
+            o: cut(QUERIES * value_depth),
+            k: cut(KEYS * depth),
+            v: cut(KEYS * value_depth),
+            m: cut(MAX_LANES),
+            l: cut(MAX_LANES),
+            alpha: cut(MAX_LANES),
+        }
+    }
+}
+
+/// Keys that are transposed at once: whole vectors, and as many as [`TURNED`] allows.
+const fn keys_at_once(depth: usize) -> usize {
+    let most = match TURNED.checked_div(depth) {
+        Some(most) => most / MAX_LANES * MAX_LANES,
+        None => KEYS,
+    };
+    if most < MAX_LANES {
+        MAX_LANES
+    } else if most > KEYS {
+        KEYS
+    } else {
+        most
+    }
+}
+
+const fn turned(depth: usize) -> usize {
+    depth.saturating_mul(keys_at_once(depth))
+}
+
+impl<T: Stored> Call<'_, T> {
+    /// Computes one job of at most [`QUERIES`] queries.
+    #[inline(always)]
+    pub(crate) fn run_few<S: Simd>(&self, simd: S, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
+        let scoring = &self.scoring;
+        self.load_few(job, tiles);
+        tiles.m.fill(T::Acc::NEG_INFINITY);
+        tiles.l.fill(T::Acc::default());
+        tiles.o.fill(T::Acc::default());
+        for keys in scoring.tiles(job) {
+            self.score_few(simd, job, keys.clone(), tiles);
+            let queries = job.queries.len();
+            update(simd, queries, tiles);
+            self.drop_few(simd, job, keys.clone(), tiles);
+            self.add_few(simd, job, keys, tiles);
+        }
+        self.finish_sums(tiles.l);
+        self.write_few(job, tiles);
+        self.write_statistics(job, tiles.m, tiles.l);
+        if self.weights.is_some() {
+            self.write_few_weights(simd, job, tiles);
+        }
+    }
+
+    /// Queries, scaled.
+    #[inline(always)]
+    fn load_few(&self, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
+        let scoring = &self.scoring;
+        let depth = scoring.shape.depth;
+        if depth == 0 {
+            return;
+        }
+        let q = &mut tiles.q[..job.queries.len() * depth];
+        scoring
+            .query
+            .widen(job.batch, job.head, job.queries.clone(), depth, q);
+        for q in q {
+            *q = *q * scoring.scale;
+        }
+    }
+
+    /// Scores of a tile of keys, bias and mask applied; those of lanes beyond the last key are -inf.
+    #[inline(always)]
+    fn score_few<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        keys: Range<usize>,
+        tiles: &mut FewTiles<'_, T::Acc>,
+    ) {
+        let scoring = &self.scoring;
+        let depth = scoring.shape.depth;
+        let (rows, stride) = scoring
+            .key
+            .rows(job.batch, job.head, keys.clone(), depth, 1, tiles.k);
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let once = keys_at_once(depth);
+                for first in (0..keys.len()).step_by(once) {
+                    let count = once.min(keys.len() - first);
+                    let from = &rows[(first * stride).min(rows.len())..];
+                    transpose_rows(simd, from, stride, (count, depth), tiles.turned, once);
+                    let mut scores = Scores {
+                        q: tiles.q,
+                        turned: tiles.turned,
+                        s: &mut tiles.s[first..],
+                        depth,
+                        once,
+                    };
+                    let vectors = count.div_ceil(lanes::<S, T::Acc>());
+                    cover(simd, job.queries.len(), vectors, &mut scores);
+                }
+            },
+        );
+        // One query after the other: what the other way calls strips, one lane wide.
+        scoring.adjust(1, job, keys.clone(), tiles.s);
+        for s in tiles.s.chunks_exact_mut(KEYS) {
+            s[keys.len()..].fill(T::Acc::NEG_INFINITY);
+        }
+    }
+
+    #[inline(always)]
+    fn drop_few<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        keys: Range<usize>,
+        tiles: &mut FewTiles<'_, T::Acc>,
+    ) {
+        let Some(dropout) = &self.dropout else {
+            return;
+        };
+        for (query, s) in job.queries.clone().zip(tiles.s.chunks_exact_mut(KEYS)) {
+            let strip = Strip {
+                matrix: self.scoring.matrix(job),
+                query,
+                keys: keys.clone(),
+                width: 1,
+            };
+            let mut factors = [T::Acc::default(); KEYS];
+            let factors = &mut factors[..keys.len()];
+            dropout.factors(simd, &strip, factors);
+            for (s, factor) in s.iter_mut().zip(factors) {
+                *s *= *factor;
+            }
+        }
+    }
+
+    /// The sum of values.
+    #[inline(always)]
+    fn add_few<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        keys: Range<usize>,
+        tiles: &mut FewTiles<'_, T::Acc>,
+    ) {
+        let depth = self.scoring.shape.value_depth;
+        let lanes = lanes::<S, T::Acc>();
+        let (v, stride) = self
+            .value
+            .rows(job.batch, job.head, keys.clone(), depth, lanes, tiles.v);
+        let mut sums = Sums {
+            p: tiles.s,
+            v,
+            stride,
+            o: tiles.o,
+            columns: columns(depth),
+            alpha: tiles.alpha,
+            keys: keys.len(),
+        };
+        simd.vectorize(
+            #[inline(always)]
+            || cover(simd, job.queries.len(), depth.div_ceil(lanes), &mut sums),
+        );
+    }
+
+    #[inline(always)]
+    fn write_few(&self, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
+        let depth = self.scoring.shape.value_depth;
+        let rows = tiles.o.chunks_exact_mut(columns(depth).max(1));
+        for ((query, row), l) in job.queries.clone().zip(rows).zip(tiles.l.iter()) {
+            let row = &mut row[..depth];
+            for o in row.iter_mut() {
+                *o = *o / *l;
+            }
+            self.write_row(job, query, row);
+        }
+    }
+
+    /// A second pass over the keys with the final `m` and `l`.
+    #[inline(always)]
+    fn write_few_weights<S: Simd>(&self, simd: S, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
+        for keys in crate::scores::tiles_of_keys(self.scoring.shape.key_length) {
+            self.score_few(simd, job, keys.clone(), tiles);
+            let rows = tiles.s.chunks_exact_mut(KEYS);
+            for (i, (query, s)) in job.queries.clone().zip(rows).enumerate() {
+                normalize(simd, s, tiles.m[i], tiles.l[i]);
+                self.write_row_of_weights(job, query, keys.start, &s[..keys.len()]);
+            }
+        }
+    }
+}
+
+/// `p = e^(s - m) / l`.
+#[inline(always)]
+fn normalize<S: Simd, A: Lane>(simd: S, s: &mut [A], m: A, l: A) {
+    let safe = finite_or_zero::<S, A>(simd, splat(simd, m));
+    for s in s.chunks_exact_mut(lanes::<S, A>()) {
+        (exp::<S, A>(simd, load(simd, s) - safe) / splat(simd, l)).store_slice(s);
+    }
+}
+
+/// The online softmax of every query for a tile: as [`softmax`](crate::softmax) has it, with keys in lanes.
+#[inline(always)]
+fn update<S: Simd, A: Lane>(simd: S, queries: usize, tiles: &mut FewTiles<'_, A>) {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            for (i, s) in tiles.s.chunks_exact_mut(KEYS).take(queries).enumerate() {
+                update_query(
+                    simd,
+                    s,
+                    &mut tiles.m[i],
+                    &mut tiles.l[i],
+                    &mut tiles.alpha[i],
+                );
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn update_query<S: Simd, A: Lane>(simd: S, s: &mut [A], m: &mut A, l: &mut A, alpha: &mut A) {
+    let lanes = lanes::<S, A>();
+    let mut buffer = [A::default(); PARTIALS];
+    let old = splat::<S, A>(simd, *m);
+    let most = s
+        .chunks_exact(lanes)
+        .fold(old, |most, s| most.max(load(simd, s)));
+    most.store_slice(&mut buffer[..lanes]);
+    for &most in &buffer[..lanes] {
+        if most > *m {
+            *m = most;
+        }
+    }
+    let safe = finite_or_zero::<S, A>(simd, splat(simd, *m));
+    let factor = exp::<S, A>(simd, old - safe);
+    let mut partials = [splat::<S, A>(simd, A::default()); PARTIALS];
+    let vectors = PARTIALS / lanes;
+    for s in s.chunks_exact_mut(PARTIALS) {
+        for (s, partial) in s.chunks_exact_mut(lanes).zip(&mut partials) {
+            let p = exp::<S, A>(simd, load::<S, A>(simd, s) - safe);
+            p.store_slice(s);
+            *partial += p;
+        }
+    }
+    for (partial, buffer) in partials[..vectors]
+        .iter()
+        .zip(buffer.chunks_exact_mut(lanes))
+    {
+        partial.store_slice(buffer);
+    }
+    let mut half = PARTIALS / 2;
+    while half > 0 {
+        for i in 0..half {
+            buffer[i] += buffer[i + half];
+        }
+        half /= 2;
+    }
+    let first = |vector: crate::simd::Vector<S, A>, buffer: &mut [A; PARTIALS]| {
+        vector.store_slice(&mut buffer[..lanes]);
+        buffer[0]
+    };
+    let sum = splat::<S, A>(simd, buffer[0]);
+    *l = first(splat::<S, A>(simd, *l).mul_add(factor, sum), &mut buffer);
+    *alpha = first(factor, &mut buffer);
+}
+
+/// Something done for `ROWS` queries from `row` on and `V` vectors from `vector` on.
+trait Panel<S: Simd> {
+    fn run<const ROWS: usize, const V: usize>(&mut self, simd: S, row: usize, vector: usize);
+}
+
+/// Covers queries and vectors by panels with about as many accumulators as hide the latency of a fused multiply-add.
+#[inline(always)]
+fn cover<S: Simd, A: Lane>(simd: S, rows: usize, vectors: usize, panel: &mut impl PanelOf<S, A>) {
+    let mut row = 0;
+    while row + 4 <= rows {
+        match is_512_bits::<S, A>() {
+            true => across::<S, _, 4, 4>(simd, row, vectors, panel),
+            false => across::<S, _, 4, 2>(simd, row, vectors, panel),
+        }
+        row += 4;
+    }
+    if row + 2 <= rows {
+        across::<S, _, 2, 4>(simd, row, vectors, panel);
+        row += 2;
+    }
+    if row < rows {
+        match is_512_bits::<S, A>() {
+            true => across::<S, _, 1, 4>(simd, row, vectors, panel),
+            false => across::<S, _, 1, 8>(simd, row, vectors, panel),
+        }
+    }
+}
+
+/// A panel of accumulators `A`.
+trait PanelOf<S: Simd, A>: Panel<S> {}
+impl<S: Simd, A> PanelOf<S, A> for Scores<'_, A> where Self: Panel<S> {}
+impl<S: Simd, A> PanelOf<S, A> for Sums<'_, A> where Self: Panel<S> {}
+
+#[inline(always)]
+fn across<S: Simd, P: Panel<S>, const ROWS: usize, const V: usize>(
+    simd: S,
+    row: usize,
+    vectors: usize,
+    panel: &mut P,
+) {
+    let mut vector = 0;
+    while vector + V <= vectors {
+        panel.run::<ROWS, V>(simd, row, vector);
+        vector += V;
+    }
+    while vector < vectors {
+        panel.run::<ROWS, 1>(simd, row, vector);
+        vector += 1;
+    }
+}
+
+/// `s = q · kᵀ`.
+struct Scores<'a, A> {
+    q: &'a [A],
+    /// `[depth][once]`.
+    turned: &'a [A],
+    /// From the first of these keys on.
+    s: &'a mut [A],
+    depth: usize,
+    once: usize,
+}
+
+impl<S: Simd, A: Lane> Panel<S> for Scores<'_, A> {
+    #[inline(always)]
+    fn run<const ROWS: usize, const V: usize>(&mut self, simd: S, row: usize, vector: usize) {
+        let first = vector * lanes::<S, A>();
+        let left = ByRows::<A, ROWS>::new(self.q, self.depth, row, self.depth);
+        let right = &self.turned[first.min(self.turned.len())..];
+        let acc = zeros::<S, A, ROWS, V>(simd);
+        let acc = multiply(simd, self.depth, &left, right, self.once, acc);
+        for i in 0..ROWS {
+            store_row::<S, A, V>(&acc[i], &mut self.s[(row + i) * KEYS + first..]);
+        }
+    }
+}
+
+/// `o = o · alpha + p · v`.
+struct Sums<'a, A> {
+    p: &'a [A],
+    /// `[keys][stride]`.
+    v: &'a [A],
+    stride: usize,
+    /// `[queries][columns]`.
+    o: &'a mut [A],
+    columns: usize,
+    alpha: &'a [A],
+    keys: usize,
+}
+
+impl<S: Simd, A: Lane> Panel<S> for Sums<'_, A> {
+    #[inline(always)]
+    fn run<const ROWS: usize, const V: usize>(&mut self, simd: S, row: usize, vector: usize) {
+        let first = vector * lanes::<S, A>();
+        let mut acc: Tile<S, A, ROWS, V> = zeros::<S, A, ROWS, V>(simd);
+        for i in 0..ROWS {
+            let alpha = splat::<S, A>(simd, self.alpha[row + i]);
+            acc[i] = load_row::<S, A, V>(simd, &self.o[(row + i) * self.columns + first..]);
+            for v in 0..V {
+                acc[i][v] *= alpha;
+            }
+        }
+        let left = ByRows::<A, ROWS>::new(self.p, KEYS, row, self.keys);
+        let right = &self.v[first.min(self.v.len())..];
+        let acc = multiply(simd, self.keys, &left, right, self.stride, acc);
+        for i in 0..ROWS {
+            store_row::<S, A, V>(&acc[i], &mut self.o[(row + i) * self.columns + first..]);
+        }
+    }
+}
