@@ -2,8 +2,9 @@
 
 use crate::progress::Steps;
 use crate::test::{self, Options};
-use crate::{deps, lint, msrv, no_std, shell, snapshots, support};
+use crate::{deps, instructions, lint, msrv, no_std, shell, snapshots, support};
 use anyhow::{Context, Result};
+use lexopt::Arg;
 
 type Step = (&'static str, fn() -> Result<()>);
 
@@ -34,14 +35,22 @@ const CLIPPY: [&[&str]; 4] = [
     ],
 ];
 
-pub(crate) fn command(args: lexopt::Parser) -> Result<()> {
-    crate::no_more(args)?;
+pub(crate) fn command(mut args: lexopt::Parser) -> Result<()> {
+    let mut require = false;
+    while let Some(arg) = args.next()? {
+        match arg {
+            Arg::Long("require") => require = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
     let deny = shell::works(shell::cargo().args(["deny", "--version"]));
-    let mut steps = Steps::new(STEPS.len() + usize::from(deny));
+    let mut steps = Steps::new(STEPS.len() + 1 + usize::from(deny));
     for (name, step) in STEPS {
         steps.next(name);
         step().with_context(|| format!("step `{name}`"))?;
     }
+    steps.next("instruction counts");
+    instructions::check(require).context("step `instruction counts`")?;
     if deny {
         steps.next("cargo deny");
         shell::succeed(shell::cargo().args(["deny", "check"]))?;

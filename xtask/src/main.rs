@@ -14,6 +14,7 @@ mod ci;
 mod deps;
 mod fuzz;
 mod golden;
+mod instructions;
 mod lint;
 mod metadata;
 mod msrv;
@@ -39,10 +40,14 @@ cargo xtask COMMAND [OPTIONS]
               times every case beside the machine's limits and the peers of a Python environment, and writes a page or the
               README's table; --worker speaks a line protocol, --print-worker says by which command; --help has more
   ci          everything that a change must pass, `test` included
+              (ci --require: it is a failure if instructions cannot be counted)
   support [--check]
               writes the README's support table from the conformance tests, or fails if it differs
   snapshots [--check|--accept]
               runs the snapshot tests: shows new ones, fails on new ones, or accepts them
+  instructions [--accept|--require]
+              counts the instructions of six calls under Callgrind (needs valgrind) and fails if one takes over 3 % more than the
+              baseline; accepts the counts as the new one, or makes a skip a failure
   golden [--venv DIR]
               makes the recorded cases anew from real Flax (needs Python and the network)
   fuzz [--runs N]
@@ -79,6 +84,7 @@ fn run() -> Result<()> {
         "ci" => ci::command(args),
         "support" => support::command(args),
         "snapshots" => snapshots::command(args),
+        "instructions" => instructions::command(args),
         "golden" => golden::command(args),
         "fuzz" => fuzz::command(args),
         "msrv" => msrv::command(args),

@@ -7,7 +7,7 @@ pub(crate) mod matrix;
 pub(crate) mod output;
 mod report;
 mod run;
-mod table;
+pub(crate) mod table;
 
 use crate::status::Status;
 use anyhow::{Result, bail};
