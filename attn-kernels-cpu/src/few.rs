@@ -17,6 +17,7 @@ use crate::buffers::{aligned, margin};
 use crate::dropout::Strip;
 use crate::element::Stored;
 use crate::flash::Call;
+use crate::heads::Head;
 use crate::matrix::transpose_rows;
 use crate::micro::{ByRows, Tile, is_512_bits, load_row, multiply, store_row, zeros};
 use crate::scores::{Job, KEYS};
@@ -31,6 +32,13 @@ const QUERIES: usize = 8;
 const MAX_LANES: usize = 16;
 /// Elements of transposed keys: 16 KiB, so that L1 has room for the rows that they come from.
 const TURNED: usize = 4096;
+
+/// Keys that are transposed between two looks ahead.
+const GROUP: usize = 4;
+/// How many keys ahead memory is asked for: two tiles, measured against one and four.
+const AHEAD: usize = 2 * KEYS;
+/// Elements of keys and values of a call from which on memory is asked for. Fewer lie in a cache, where asking costs more than waiting.
+const LARGE: usize = 1 << 20;
 
 /// Whether calls of this many queries take this way on tiles of `width` lanes: one that filled half of them would lose nothing
 /// in [`flash`](crate::flash).
@@ -94,18 +102,12 @@ impl<'a, A: Lane> FewTiles<'a, A> {
     }
 }
 
-/// Keys that are transposed at once: whole vectors, and as many as [`TURNED`] allows.
+/// Keys that are transposed at once: as many as [`TURNED`] allows.
 const fn keys_at_once(depth: usize) -> usize {
-    let most = match TURNED.checked_div(depth) {
-        Some(most) => most / MAX_LANES * MAX_LANES,
-        None => KEYS,
-    };
-    if most < MAX_LANES {
-        MAX_LANES
-    } else if most > KEYS {
-        KEYS
-    } else {
-        most
+    match TURNED.checked_div(depth) {
+        Some(0..32) => 16,
+        Some(32..64) => 32,
+        _ => KEYS,
     }
 }
 
@@ -118,22 +120,29 @@ impl<T: Stored> Call<'_, T> {
     #[inline(always)]
     pub(crate) fn run_few<S: Simd>(&self, simd: S, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
         let scoring = &self.scoring;
+        let shape = &scoring.shape;
+        let rows = shape.batch * shape.num_heads * shape.key_length;
+        let sources = Sources {
+            large: rows * (shape.depth + shape.value_depth) > LARGE,
+            key: (scoring.key).head(job.batch, job.head, scoring.shape.depth),
+            value: (self.value).head(job.batch, job.head, scoring.shape.value_depth),
+        };
         self.load_few(job, tiles);
         tiles.m.fill(T::Acc::NEG_INFINITY);
         tiles.l.fill(T::Acc::default());
         tiles.o.fill(T::Acc::default());
         for keys in scoring.tiles(job) {
-            self.score_few(simd, job, keys.clone(), tiles);
+            self.score_few(simd, job, &sources, keys.clone(), tiles);
             let queries = job.queries.len();
             update(simd, queries, tiles);
             self.drop_few(simd, job, keys.clone(), tiles);
-            self.add_few(simd, job, keys, tiles);
+            self.add_few(simd, job, &sources, keys, tiles);
         }
         self.finish_sums(tiles.l);
         self.write_few(job, tiles);
         self.write_statistics(job, tiles.m, tiles.l);
         if self.weights.is_some() {
-            self.write_few_weights(simd, job, tiles);
+            self.write_few_weights(simd, job, &sources, tiles);
         }
     }
 
@@ -160,32 +169,28 @@ impl<T: Stored> Call<'_, T> {
         &self,
         simd: S,
         job: &Job,
+        sources: &Sources<'_, T>,
         keys: Range<usize>,
         tiles: &mut FewTiles<'_, T::Acc>,
     ) {
         let scoring = &self.scoring;
         let depth = scoring.shape.depth;
-        let (rows, stride) = scoring
-            .key
-            .rows(job.batch, job.head, keys.clone(), depth, 1, tiles.k);
+        let (rows, stride) = sources.key.rows(keys.clone(), 1, tiles.k);
+        let rows = Rows {
+            sources,
+            first: keys.start,
+            count: keys.len(),
+            rows,
+            stride,
+            depth,
+        };
+        let queries = job.queries.len();
         simd.vectorize(
             #[inline(always)]
-            || {
-                let once = keys_at_once(depth);
-                for first in (0..keys.len()).step_by(once) {
-                    let count = once.min(keys.len() - first);
-                    let from = &rows[(first * stride).min(rows.len())..];
-                    transpose_rows(simd, from, stride, (count, depth), tiles.turned, once);
-                    let mut scores = Scores {
-                        q: tiles.q,
-                        turned: tiles.turned,
-                        s: &mut tiles.s[first..],
-                        depth,
-                        once,
-                    };
-                    let vectors = count.div_ceil(lanes::<S, T::Acc>());
-                    cover(simd, job.queries.len(), vectors, &mut scores);
-                }
+            || match keys_at_once(depth) {
+                16 => rows.score::<S, 16>(simd, queries, tiles.q, tiles.turned, tiles.s),
+                32 => rows.score::<S, 32>(simd, queries, tiles.q, tiles.turned, tiles.s),
+                _ => rows.score::<S, KEYS>(simd, queries, tiles.q, tiles.turned, tiles.s),
             },
         );
         // One query after the other: what the other way calls strips, one lane wide.
@@ -228,14 +233,13 @@ impl<T: Stored> Call<'_, T> {
         &self,
         simd: S,
         job: &Job,
+        sources: &Sources<'_, T>,
         keys: Range<usize>,
         tiles: &mut FewTiles<'_, T::Acc>,
     ) {
         let depth = self.scoring.shape.value_depth;
         let lanes = lanes::<S, T::Acc>();
-        let (v, stride) = self
-            .value
-            .rows(job.batch, job.head, keys.clone(), depth, lanes, tiles.v);
+        let (v, stride) = sources.value.rows(keys.clone(), lanes, tiles.v);
         let mut sums = Sums {
             p: tiles.s,
             v,
@@ -266,14 +270,84 @@ impl<T: Stored> Call<'_, T> {
 
     /// A second pass over the keys with the final `m` and `l`.
     #[inline(always)]
-    fn write_few_weights<S: Simd>(&self, simd: S, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
+    fn write_few_weights<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        sources: &Sources<'_, T>,
+        tiles: &mut FewTiles<'_, T::Acc>,
+    ) {
         for keys in crate::scores::tiles_of_keys(self.scoring.shape.key_length) {
-            self.score_few(simd, job, keys.clone(), tiles);
+            self.score_few(simd, job, sources, keys.clone(), tiles);
             let rows = tiles.s.chunks_exact_mut(KEYS);
             for (i, (query, s)) in job.queries.clone().zip(rows).enumerate() {
                 normalize(simd, s, tiles.m[i], tiles.l[i]);
                 self.write_row_of_weights(job, query, keys.start, &s[..keys.len()]);
             }
+        }
+    }
+}
+
+/// Where keys and values of a job come from.
+struct Sources<'a, T> {
+    key: Head<'a, T>,
+    value: Head<'a, T>,
+    /// Whether they come from memory.
+    large: bool,
+}
+
+/// The rows of a tile of keys.
+struct Rows<'a, T: Stored> {
+    sources: &'a Sources<'a, T>,
+    /// Number of the first key.
+    first: usize,
+    count: usize,
+    rows: &'a [T::Acc],
+    stride: usize,
+    depth: usize,
+}
+
+impl<T: Stored> Rows<'_, T> {
+    /// Scores, `ONCE` keys at once.
+    #[inline(always)]
+    fn score<S: Simd, const ONCE: usize>(
+        &self,
+        simd: S,
+        queries: usize,
+        q: &[T::Acc],
+        turned: &mut [T::Acc],
+        s: &mut [T::Acc],
+    ) {
+        let depth = self.depth;
+        for first in (0..self.count).step_by(ONCE) {
+            let count = ONCE.min(self.count - first);
+            let (places, _) = turned.as_chunks_mut::<ONCE>();
+            for n in (0..count).step_by(GROUP) {
+                let start = first + n;
+                self.prefetch(start);
+                let from = &self.rows[(start * self.stride).min(self.rows.len())..];
+                let group = (GROUP.min(count - n), depth);
+                transpose_rows(simd, from, self.stride, group, n, places);
+            }
+            let mut scores = Scores {
+                q,
+                turned,
+                s: &mut s[first..],
+                depth,
+                once: ONCE,
+            };
+            let vectors = count.div_ceil(lanes::<S, T::Acc>());
+            cover(simd, queries, vectors, &mut scores);
+        }
+    }
+
+    /// Asks for keys and values some way ahead.
+    #[inline(always)]
+    fn prefetch(&self, start: usize) {
+        if self.sources.large {
+            let ahead = self.first + start + AHEAD;
+            self.sources.key.prefetch(ahead..ahead + GROUP);
+            self.sources.value.prefetch(ahead..ahead + GROUP);
         }
     }
 }
@@ -397,6 +471,10 @@ fn across<S: Simd, P: Panel<S>, const ROWS: usize, const V: usize>(
     while vector + V <= vectors {
         panel.run::<ROWS, V>(simd, row, vector);
         vector += V;
+    }
+    if V > 2 && vector + 2 <= vectors {
+        panel.run::<ROWS, 2>(simd, row, vector);
+        vector += 2;
     }
     while vector < vectors {
         panel.run::<ROWS, 1>(simd, row, vector);

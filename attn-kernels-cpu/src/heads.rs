@@ -1,6 +1,7 @@
 //! Arrays `[batch..., length, heads, depth]`: reading tiles of a head, writing its rows.
 
 use crate::element::Stored;
+use crate::prefetch::prefetch;
 use crate::shared::Shared;
 use attn_core::{HostView, Layout};
 use core::ops::Range;
@@ -76,41 +77,80 @@ impl<'a, T: Stored> Heads<'a, T> {
     }
 }
 
+/// The rows of one head.
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a, T> {
+    data: &'a [T],
+    first: usize,
+    stride: usize,
+    column_stride: usize,
+    depth: usize,
+}
+
 impl<'a, T: Stored> Heads<'a, T> {
-    /// The rows `rows` of a head, and the elements from one to the next: as they lie, or widened into `copy` where they need widening or
-    /// do not end with a whole number of `multiple` columns; then what follows them is 0. A copied row is 16 columns or a multiple
-    /// long.
+    pub(crate) fn head(&self, batch: usize, head: usize, depth: usize) -> Head<'a, T> {
+        let (first, stride) = row_start(&self.layout, batch, head);
+        Head {
+            data: self.data,
+            first,
+            stride,
+            column_stride: self.column_stride(),
+            depth,
+        }
+    }
+}
+
+impl<'a, T: Stored> Head<'a, T> {
+    /// Some rows, and the elements from one to the next: as they lie, or widened into `copy` where they need widening or do not end
+    /// with a whole number of `multiple` columns; then what follows them is 0. A copied row is 16 columns or a multiple long.
     #[inline(always)]
     pub(crate) fn rows<'b>(
         &self,
-        batch: usize,
-        head: usize,
         rows: Range<usize>,
-        depth: usize,
         multiple: usize,
         copy: &'b mut [T::Acc],
     ) -> (&'b [T::Acc], usize)
     where
         'a: 'b,
     {
+        let (depth, stride) = (self.depth, self.stride);
         if rows.is_empty() || depth == 0 {
             return (&[], depth);
         }
-        let (first, stride) = row_start(&self.layout, batch, head);
-        if self.column_stride() == 1
+        let start = self.first + rows.start * stride;
+        if self.column_stride == 1
             && depth.is_multiple_of(multiple)
             && stride >= depth
             && let Some(data) = T::as_acc(self.data)
         {
-            let data = &data[first + rows.start * stride..];
-            return (&data[..(rows.len() - 1) * stride + depth], stride);
+            return (&data[start..][..(rows.len() - 1) * stride + depth], stride);
         }
         let width = depth.next_multiple_of(16);
-        for (row, to) in rows.zip(copy.chunks_exact_mut(width)) {
-            self.widen(batch, head, row..row + 1, depth, &mut to[..depth]);
-            to[depth..].fill(T::Acc::default());
+        for (n, to) in copy.chunks_exact_mut(width).take(rows.len()).enumerate() {
+            let start = start + n * stride;
+            let (to, beyond) = to.split_at_mut(depth);
+            match self.column_stride {
+                1 => T::widen(&self.data[start..start + depth], to),
+                columns => {
+                    for (column, to) in to.iter_mut().enumerate() {
+                        *to = self.data[start + column * columns].to_acc();
+                    }
+                }
+            }
+            beyond.fill(T::Acc::default());
         }
         (copy, width)
+    }
+
+    /// Asks for rows that will be read soon; those beyond the end are passed over.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, rows: Range<usize>) {
+        for row in rows {
+            let start = self.first + row * self.stride;
+            if let Some(row) = self.data.get(start..start + self.depth) {
+                prefetch(row);
+            }
+        }
     }
 }
 

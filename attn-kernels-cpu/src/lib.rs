@@ -32,7 +32,7 @@
 //! | `project`, `dense`, `matrix` | dense layers; products of matrices; their rows, and copies of their parts |
 //! | `pack`, `gemm` | kernels packed beforehand; the door to matrixmultiply |
 //! | `normalize` | layer norm and its gradients |
-//! | `buffers` | what the caller's buffers must be like |
+//! | `buffers`, `prefetch` | what the caller's buffers must be like; asking for memory early |
 //! | `threads`, `shared` | jobs on threads; one output written by several |
 //!
 //! # Features
@@ -64,6 +64,7 @@ mod matrix;
 mod micro;
 mod normalize;
 mod pack;
+mod prefetch;
 mod products;
 mod project;
 mod scores;

@@ -202,13 +202,13 @@ impl<'a, T: Stored> Matrix<'a, T> {
         let (a, b, c, d) = (row(0), row(1), row(2), row(3));
         let (squares, rest) = to.as_chunks_mut::<SQUARE>();
         for ((((to, a), b), c), d) in squares.iter_mut().zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
-            let mut square = [T::Acc::default(); SQUARE * SQUARE];
-            let (wide, _) = square.as_chunks_mut::<SQUARE>();
-            T::widen(a, &mut wide[0]);
-            T::widen(b, &mut wide[1]);
-            T::widen(c, &mut wide[2]);
-            T::widen(d, &mut wide[3]);
-            transpose(simd, &square, corner, to);
+            let mut square = [[T::Acc::default(); SQUARE]; SQUARE];
+            T::widen(a, &mut square[0]);
+            T::widen(b, &mut square[1]);
+            T::widen(c, &mut square[2]);
+            T::widen(d, &mut square[3]);
+            let [a, b, c, d] = &square;
+            transpose(simd, (a, b, c, d), corner, to);
         }
         for (j, to) in rest.iter_mut().enumerate() {
             let column = [a.1[j], b.1[j], c.1[j], d.1[j]].map(T::to_acc);
@@ -261,66 +261,50 @@ impl<'a, T: Stored> Matrix<'a, T> {
     }
 }
 
-/// Transposes `(rows, columns)` of `from` into `to`: `to[column * to_stride + row] = from[row * stride + column]`.
+/// Transposes `rows` rows of `columns` elements, `stride` apart, to places from `at` on of each entry of `to`.
 #[inline(always)]
-pub(crate) fn transpose_rows<S: Simd, A: Lane>(
+pub(crate) fn transpose_rows<S: Simd, A: Lane, const TO: usize>(
     simd: S,
     from: &[A],
     stride: usize,
     (rows, columns): (usize, usize),
-    to: &mut [A],
-    to_stride: usize,
+    at: usize,
+    to: &mut [[A; TO]],
 ) {
     let whole = rows / SQUARE * SQUARE;
     for first in (0..whole).step_by(SQUARE) {
         let row = |i: usize| from[(first + i) * stride..][..columns].as_chunks::<SQUARE>();
         let (a, b, c, d) = (row(0), row(1), row(2), row(3));
-        let squares = a.0.iter().zip(b.0).zip(c.0).zip(d.0);
-        for ((((a, b), c), d), to) in squares.zip(to.chunks_mut(SQUARE * to_stride)) {
-            let step = Quarter::<S, A>::LEN;
-            for part in (0..SQUARE).step_by(step) {
-                let load =
-                    |row: &[A; SQUARE]| Quarter::<S, A>::from_slice(simd, &row[part..part + step]);
-                let (even, odd) = (load(a).interleave(load(c)), load(b).interleave(load(d)));
-                let (low, high) = (even.0.interleave(odd.0), even.1.interleave(odd.1));
-                let mut put = |n: usize, quarter: Quarter<S, A>| {
-                    let place = n * step;
-                    let start = (part + place / SQUARE) * to_stride + first + place % SQUARE;
-                    quarter.store_slice(&mut to[start..start + step]);
-                };
-                put(0, low.0);
-                put(1, low.1);
-                put(2, high.0);
-                put(3, high.1);
-            }
+        // It is never beyond: said so that no square checks it.
+        let place = (at + first).min(TO - SQUARE);
+        let (to, rest) = to[..columns].as_chunks_mut::<SQUARE>();
+        for ((((to, a), b), c), d) in to.iter_mut().zip(a.0).zip(b.0).zip(c.0).zip(d.0) {
+            transpose(simd, (a, b, c, d), place, to);
         }
-        for (n, column) in (columns / SQUARE * SQUARE..columns).enumerate() {
+        for (n, to) in rest.iter_mut().enumerate() {
             let four = [a.1[n], b.1[n], c.1[n], d.1[n]];
-            to[column * to_stride + first..][..SQUARE].copy_from_slice(&four);
+            to[place..place + SQUARE].copy_from_slice(&four);
         }
     }
     for row in whole..rows {
-        for (column, &from) in from[row * stride..][..columns].iter().enumerate() {
-            to[column * to_stride + row] = from;
+        for (to, &from) in to.iter_mut().zip(&from[row * stride..][..columns]) {
+            to[at + row] = from;
         }
     }
 }
 
 /// Transposes a square, by interleaving its rows twice, to places from `corner` on.
 #[inline(always)]
-fn transpose<S: Simd, A: Lane, const ROWS: usize>(
+fn transpose<S: Simd, A: Lane, const TO: usize>(
     simd: S,
-    square: &[A; SQUARE * SQUARE],
+    (a, b, c, d): (&[A; SQUARE], &[A; SQUARE], &[A; SQUARE], &[A; SQUARE]),
     corner: usize,
-    to: &mut [[A; ROWS]; SQUARE],
+    to: &mut [[A; TO]; SQUARE],
 ) {
     let step = Quarter::<S, A>::LEN;
     for first in (0..SQUARE).step_by(step) {
-        let row = |i: usize| {
-            let start = i * SQUARE + first;
-            Quarter::<S, A>::from_slice(simd, &square[start..start + step])
-        };
-        let (even, odd) = (row(0).interleave(row(2)), row(1).interleave(row(3)));
+        let row = |row: &[A; SQUARE]| Quarter::<S, A>::from_slice(simd, &row[first..first + step]);
+        let (even, odd) = (row(a).interleave(row(c)), row(b).interleave(row(d)));
         let (low, high) = (even.0.interleave(odd.0), even.1.interleave(odd.1));
         let mut put = |n: usize, part: Quarter<S, A>| {
             let place = n * step;
