@@ -19,6 +19,7 @@ use crate::buffers::{aligned, margin};
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
 use crate::heads::{Heads, row_start, write_narrowed};
+use crate::matrix::transpose_strided;
 use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::Columns;
 use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
@@ -54,8 +55,6 @@ pub(crate) struct Tiles<'a, A> {
     alpha: &'a mut [A],
     /// Dropout's factors of one strip.
     keep: &'a mut [A],
-    /// One row of queries or output.
-    row: &'a mut [A],
 }
 
 impl<'a, A: Lane> Tiles<'a, A> {
@@ -63,15 +62,9 @@ impl<'a, A: Lane> Tiles<'a, A> {
     pub(crate) const fn size(shape: &AttentionShape) -> usize {
         let (depth, value_depth) = (shape.depth, shape.value_depth);
         let sum = depth.saturating_add(value_depth);
-        let row = if depth > value_depth {
-            depth
-        } else {
-            value_depth
-        };
         (QUERIES + KEYS)
             .saturating_mul(sum)
             .saturating_add(KEYS * QUERIES + KEYS * MAX_WIDTH + 3 * QUERIES + margin::<A>())
-            .saturating_add(row)
     }
 
     /// Cuts `scratch`, which has at least [`Tiles::size`] elements.
@@ -93,7 +86,6 @@ impl<'a, A: Lane> Tiles<'a, A> {
             o: cut(QUERIES * shape.value_depth),
             k: cut(KEYS * shape.depth),
             v: cut(KEYS * shape.value_depth),
-            row: cut(shape.depth.max(shape.value_depth)),
         }
     }
 }
@@ -103,7 +95,7 @@ impl<T: Stored> Call<'_, T> {
     #[inline(always)]
     pub(crate) fn run<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
         let scoring = &self.scoring;
-        scoring.load_queries(simd, job, tiles.q, tiles.row);
+        scoring.load_queries(simd, job, tiles.q, tiles.k);
         tiles.m.fill(T::Acc::NEG_INFINITY);
         tiles.l.fill(T::Acc::default());
         tiles.o.fill(T::Acc::default());
@@ -185,12 +177,11 @@ impl<T: Stored> Call<'_, T> {
         for strip in 0..job.queries.len().div_ceil(width) {
             let o = &mut tiles.o[strip * width * depth..][..width * depth];
             divide(simd, o, &tiles.l[strip * width..][..width]);
-            for lane in 0..width.min(job.queries.len() - strip * width) {
-                for (to, from) in tiles.row[..depth].iter_mut().zip(o.chunks_exact(width)) {
-                    *to = from[lane];
-                }
+            let count = width.min(job.queries.len() - strip * width);
+            transpose_strided(simd, o, width, (depth, count), tiles.v, depth);
+            for lane in 0..count {
                 let query = job.queries.start + strip * width + lane;
-                self.write_row(job, query, &tiles.row[..depth]);
+                self.write_row(job, query, &tiles.v[lane * depth..][..depth]);
             }
         }
     }

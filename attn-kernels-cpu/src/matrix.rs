@@ -293,6 +293,49 @@ pub(crate) fn transpose_rows<S: Simd, A: Lane, const TO: usize>(
     }
 }
 
+/// Transposes `(rows, columns)` of `from`, rows `stride` apart, into rows `to_stride` apart.
+#[inline(always)]
+pub(crate) fn transpose_strided<S: Simd, A: Lane>(
+    simd: S,
+    from: &[A],
+    stride: usize,
+    (rows, columns): (usize, usize),
+    to: &mut [A],
+    to_stride: usize,
+) {
+    let (even_rows, even_columns) = (rows / SQUARE * SQUARE, columns / SQUARE * SQUARE);
+    for row in (0..even_rows).step_by(SQUARE) {
+        let from = &from[row * stride..];
+        let (a, b) = (&from[..columns], &from[stride..][..columns]);
+        let (c, d) = (
+            &from[2 * stride..][..columns],
+            &from[3 * stride..][..columns],
+        );
+        let squares = (a.as_chunks::<SQUARE>().0.iter()).zip(b.as_chunks::<SQUARE>().0);
+        let squares = squares
+            .zip(c.as_chunks::<SQUARE>().0)
+            .zip(d.as_chunks::<SQUARE>().0);
+        for ((((a, b), c), d), to) in squares.zip(to.chunks_mut(SQUARE * to_stride)) {
+            let mut square = [[A::default(); SQUARE]; SQUARE];
+            transpose(simd, (a, b, c, d), 0, &mut square);
+            let to = &mut to[row..row + 3 * to_stride + SQUARE];
+            to[..SQUARE].copy_from_slice(&square[0]);
+            to[to_stride..][..SQUARE].copy_from_slice(&square[1]);
+            to[2 * to_stride..][..SQUARE].copy_from_slice(&square[2]);
+            to[3 * to_stride..][..SQUARE].copy_from_slice(&square[3]);
+        }
+        for column in even_columns..columns {
+            let to = &mut to[column * to_stride + row..][..SQUARE];
+            to.copy_from_slice(&[a[column], b[column], c[column], d[column]]);
+        }
+    }
+    for row in even_rows..rows {
+        for (column, &from) in from[row * stride..][..columns].iter().enumerate() {
+            to[column * to_stride + row] = from;
+        }
+    }
+}
+
 /// Transposes a square, by interleaving its rows twice, to places from `corner` on.
 #[inline(always)]
 fn transpose<S: Simd, A: Lane, const TO: usize>(

@@ -4,6 +4,7 @@
 
 use crate::element::Stored;
 use crate::heads::Heads;
+use crate::matrix::transpose_strided;
 use crate::micro::{for_each_block, width};
 use crate::products::Products;
 use crate::simd::{Lane, Simd};
@@ -75,26 +76,30 @@ impl<T: Stored> Scoring<'_, T> {
         job.batch * self.shape.num_heads + job.head
     }
 
-    /// Queries, scaled and transposed; lanes beyond the last query are 0.
+    /// Queries, scaled and transposed; lanes beyond the last query are 0. `copy` has room for a few rows.
     #[inline(always)]
     pub(crate) fn load_queries<S: Simd>(
         &self,
-        _: S,
+        simd: S,
         job: &Job,
         q: &mut [T::Acc],
-        row: &mut [T::Acc],
+        copy: &mut [T::Acc],
     ) {
         let (width, depth) = (width::<S, T::Acc>(), self.shape.depth);
         let used = job.queries.len().next_multiple_of(width) * depth;
         q[..used].fill(T::Acc::default());
-        for (i, query) in job.queries.clone().enumerate() {
-            let row = &mut row[..depth];
-            self.query
-                .widen(job.batch, job.head, query..query + 1, depth, row);
-            let strip = &mut q[i / width * width * depth..][..width * depth];
-            for (to, &from) in strip.chunks_exact_mut(width).zip(row.iter()) {
-                to[i % width] = from * self.scale;
+        // Whole strips end with a group of rows, so no group lies in two.
+        let group = if copy.len() >= 4 * depth { 4 } else { 1 };
+        for first in (0..job.queries.len()).step_by(group) {
+            let count = group.min(job.queries.len() - first);
+            let copy = &mut copy[..count * depth];
+            let queries = job.queries.start + first..job.queries.start + first + count;
+            self.query.widen(job.batch, job.head, queries, depth, copy);
+            for q in copy.iter_mut() {
+                *q = *q * self.scale;
             }
+            let strip = &mut q[first / width * width * depth + first % width..];
+            transpose_strided(simd, copy, depth, (count, depth), strip, width);
         }
     }
 

@@ -31,7 +31,14 @@ fn gradients_need_four_rows_a_key_of_one_head_a_thread() {
 
 #[test]
 fn scratch_does_not_grow_with_the_length() {
-    assert_eq!(scratch_bytes(1, 8, 64), scratch_bytes(1 << 20, 8, 64));
+    assert_eq!(scratch_bytes(64, 8, 64), scratch_bytes(1 << 20, 8, 64));
+    let of_one_query = |length| {
+        let query = Dims::new(&[1, 1, 8, 64]).expect("four axes");
+        let keys = Dims::new(&[1, length, 8, 64]).expect("four axes");
+        let shape = AttentionShape::of(&query, &keys, &keys).expect("they differ in length alone");
+        Kernels::<f32>::attend_scratch(&Cpu::detect(), &shape)
+    };
+    assert_eq!(of_one_query(64), of_one_query(1 << 20));
 }
 
 #[test]

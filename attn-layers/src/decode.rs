@@ -74,7 +74,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         out: ViewMut<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        let params = &params.check(plan, self.use_bias, self.normalize_qk)?;
+        params.check(plan, self.use_bias, self.normalize_qk)?;
         let max_length = check_cache(plan, cache)?;
         inputs.check(plan, max_length)?;
         refuse_unsupported(inputs)?;
@@ -88,6 +88,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             backend,
             plan,
             row_order: RowOrder::Fixed,
+            use_bias: self.use_bias,
         };
         let decoding = Decoding {
             layer: self,

@@ -71,30 +71,11 @@ impl<S: Storage, T: Element> Dense<'_, S, T> {
             _ => Ok(()),
         }
     }
-
-    fn used(self, use_bias: bool) -> Self {
-        Self {
-            bias: self.bias.filter(|_| use_bias),
-            ..self
-        }
-    }
 }
 
 impl<S: Storage, T: Element> Params<'_, S, T> {
-    /// Those that a layer with these fields has, checked.
-    pub(crate) fn check(&self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<Self> {
-        self.check_shapes(plan, use_bias, normalize_qk)?;
-        Ok(Self {
-            query: self.query.used(use_bias),
-            key: self.key.used(use_bias),
-            value: self.value.used(use_bias),
-            out: self.out.used(use_bias),
-            query_ln: self.query_ln.filter(|_| normalize_qk),
-            key_ln: self.key_ln.filter(|_| normalize_qk),
-        })
-    }
-
-    fn check_shapes(&self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<()> {
+    /// Checks those that a layer with these fields has; others are not looked at.
+    pub(crate) fn check(&self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<()> {
         let heads = [plan.num_heads, plan.head_dim];
         let inputs = [
             ("query", &self.query),

@@ -124,13 +124,14 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         statistics: Option<ViewMut<'_, B::Storage, T::Acc>>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        let params = &params.check(plan, self.use_bias, self.normalize_qk)?;
+        params.check(plan, self.use_bias, self.normalize_qk)?;
         inputs.check(plan, plan.key_length)?;
         same("output", out.shape(), plan.output()?)?;
         let pass = Pass {
             backend,
             plan,
             row_order: RowOrder::Any,
+            use_bias: self.use_bias,
         };
         self.project_inputs(&pass, params, &inputs, scratch)?;
         self.attend(&pass, inputs, statistics, scratch)?;
@@ -205,6 +206,7 @@ pub(crate) struct Pass<'a, B> {
     pub(crate) backend: &'a B,
     pub(crate) plan: &'a Plan,
     pub(crate) row_order: RowOrder,
+    pub(crate) use_bias: bool,
 }
 
 impl<B> Pass<'_, B> {
@@ -232,7 +234,8 @@ impl<B> Pass<'_, B> {
         features: usize,
         outputs: usize,
     ) -> Result<Projection<'p, S, T>> {
-        let bias = dense.bias.map(|bias| bias.reshape(&[outputs]));
+        let bias = dense.bias.as_ref().filter(|_| self.use_bias);
+        let bias = bias.map(|bias| bias.reshape(&[outputs]));
         Ok(Projection {
             input,
             kernel: dense.kernel.as_matrix(features, outputs)?,

@@ -113,7 +113,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         gradients: &mut GradientBuffers<'_, B::Storage, T>,
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
-        let params = &params.check(plan, self.use_bias, self.normalize_qk)?;
+        params.check(plan, self.use_bias, self.normalize_qk)?;
         inputs.check(plan, plan.key_length)?;
         same("d_out", d_out.shape(), plan.output()?)?;
         gradients.check(plan, self.use_bias, self.normalize_qk)?;
@@ -123,6 +123,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
                 backend,
                 plan,
                 row_order: RowOrder::Any,
+                use_bias: self.use_bias,
             },
             params,
             inputs,
@@ -144,7 +145,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             dense: &params.query,
             input: inputs.q,
             length: plan.query_length,
-            scale: params.query_ln,
+            scale: params.query_ln.filter(|_| self.normalize_qk),
             d_scale: gradients.query_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.query(),
             parameters: &mut gradients.query,
@@ -154,7 +155,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             dense: &params.key,
             input: inputs.k,
             length: plan.key_length,
-            scale: params.key_ln,
+            scale: params.key_ln.filter(|_| self.normalize_qk),
             d_scale: gradients.key_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.key(),
             parameters: &mut gradients.key,
