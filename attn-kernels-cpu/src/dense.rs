@@ -38,8 +38,9 @@ const CHUNK: usize = 1024;
 /// Depth of a slice: 256 × 32 × 4 bytes = 32 KiB of a panel, which L1 and L2 hand out at the speed of the tile, and 1 KiB of each
 /// row of the left factor.
 const SLICE: usize = 192;
-/// Columns of a job whose right factor is gathered: whole panels of every instruction set, at most 1 MiB.
-const COLUMNS: usize = 256;
+/// Columns of a job whose right factor is gathered: whole panels of every instruction set, at most 2 MiB. Its block of the left
+/// factor is copied once for so many.
+const COLUMNS: usize = 512;
 /// Most rows of a job whose sums wait for the next chunk.
 const WAITING_ROWS: usize = 384;
 /// Fewest rows of a job that gathers, where there are threads to keep busy.
@@ -373,7 +374,7 @@ fn run_job<S: Simd, T: Stored>(
         for panel in call.panels(job.columns.clone(), width) {
             if let Some(Source::Gathered(right)) = &sources[panel.index] {
                 let to = &mut buffers.panels[panel.number * chunk.len() * width..];
-                right.widen_panel(chunk.clone(), panel.columns, width, to);
+                right.widen_panel(simd, chunk.clone(), panel.columns, width, to);
             }
         }
         for (number, rows) in pieces(job.rows.clone(), cut.block).enumerate() {
@@ -490,10 +491,23 @@ fn write_panel<S: Simd, T: Stored>(
 ) {
     let (to, width) = (&part.to, width::<S, T::Acc>());
     let bias = load_row::<S, T::Acc, VECTORS>(simd, bias);
+    // Where a whole row of the tile lies side by side it is stored as it is.
+    let whole = to.rows.pieces(columns.clone()).next();
+    let whole = whole.filter(|(piece, _)| piece.len() == width && !to.accumulate);
+    let whole = whole.map(|(_, place)| place);
     for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(width)) {
         let [a, b] = load_row::<S, T::Acc, VECTORS>(simd, sums);
-        store_row::<S, T::Acc, VECTORS>(&[a + bias[0], b + bias[1]], sums);
+        let sum = [a + bias[0], b + bias[1]];
         let start = to.rows.start(row);
+        if let Some(place) = whole {
+            // SAFETY: as below.
+            let out = unsafe { to.out.slice(start + place..start + place + width) };
+            if let Some(out) = T::as_acc_mut(out) {
+                store_row::<S, T::Acc, VECTORS>(&sum, out);
+                continue;
+            }
+        }
+        store_row::<S, T::Acc, VECTORS>(&sum, sums);
         for (piece, place) in to.rows.pieces(columns.clone()) {
             let from = &mut sums[piece.start - columns.start..piece.end - columns.start];
             // SAFETY: `Jobs` gives each job once, jobs are disjoint in (part, row, column), a job reaches only its own block, a piece

@@ -14,6 +14,8 @@ pub(crate) trait Stored: Element<Acc: Lane> {
     fn narrow(from: &[Self::Acc], to: &mut [Self]);
     /// The same elements where no widening is needed.
     fn as_acc(from: &[Self]) -> Option<&[Self::Acc]>;
+    /// The same elements where no rounding is needed.
+    fn as_acc_mut(to: &mut [Self]) -> Option<&mut [Self::Acc]>;
 }
 
 macro_rules! stored_as_is {
@@ -30,6 +32,10 @@ macro_rules! stored_as_is {
             #[inline(always)]
             fn as_acc(from: &[Self]) -> Option<&[Self]> {
                 Some(from)
+            }
+            #[inline(always)]
+            fn as_acc_mut(to: &mut [Self]) -> Option<&mut [Self]> {
+                Some(to)
             }
         }
     };
@@ -54,6 +60,10 @@ macro_rules! stored_in_16_bits {
             }
             #[inline(always)]
             fn as_acc(_: &[Self]) -> Option<&[f32]> {
+                None
+            }
+            #[inline(always)]
+            fn as_acc_mut(_: &mut [Self]) -> Option<&mut [f32]> {
                 None
             }
         }

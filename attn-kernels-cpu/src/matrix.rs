@@ -145,8 +145,14 @@ impl<'a, T: Stored> Matrix<'a, T> {
     ) {
         let (to, _) = to.as_chunks_mut::<ROWS>();
         if self.transposed {
+            let whole = self.rows.pieces(first..first + ROWS).next();
+            let place = whole.and_then(|(piece, place)| (piece.len() == ROWS).then_some(place));
             for (column, to) in columns.zip(to) {
-                self.widen_row(column, first..first + ROWS, to);
+                match place {
+                    // Of constant length, so that it becomes moves of vectors.
+                    Some(place) => T::widen(&self.stored(column, place, ROWS)[..ROWS], to),
+                    None => self.widen_row(column, first..first + ROWS, to),
+                }
             }
             return;
         }
@@ -218,8 +224,9 @@ impl<'a, T: Stored> Matrix<'a, T> {
 
     /// Widens some columns of the rows `depth` to `[depth][width]`; lanes beyond the last column become 0.
     #[inline(always)]
-    pub(crate) fn widen_panel(
+    pub(crate) fn widen_panel<S: Simd>(
         &self,
+        simd: S,
         depth: Range<usize>,
         columns: Range<usize>,
         width: usize,
@@ -227,7 +234,7 @@ impl<'a, T: Stored> Matrix<'a, T> {
     ) {
         let panel = &mut panel[..depth.len() * width];
         if self.transposed {
-            self.transpose_panel(depth, columns, width, panel);
+            self.transpose_panel(simd, depth, columns, width, panel);
             return;
         }
         for (step, to) in depth.zip(panel.chunks_exact_mut(width)) {
@@ -238,8 +245,9 @@ impl<'a, T: Stored> Matrix<'a, T> {
     }
 
     #[inline(always)]
-    fn transpose_panel(
+    fn transpose_panel<S: Simd>(
         &self,
+        simd: S,
         depth: Range<usize>,
         columns: Range<usize>,
         width: usize,
@@ -247,6 +255,15 @@ impl<'a, T: Stored> Matrix<'a, T> {
     ) {
         if columns.len() < width {
             panel.fill(T::Acc::default());
+        }
+        if let Some((_, distance)) = self.rows.even()
+            && let Some(data) = T::as_acc(self.data)
+            && !depth.is_empty()
+        {
+            let from = &data[self.rows.start(columns.start) + depth.start..];
+            let sizes = (columns.len(), depth.len());
+            transpose_strided(simd, from, distance, sizes, panel, width);
+            return;
         }
         let before = depth.start;
         for (lane, column) in columns.enumerate() {

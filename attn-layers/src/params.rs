@@ -58,8 +58,10 @@ impl<S: Storage, T: Element> Dense<'_, S, T> {
         match &self.kernel {
             DenseKernel::Plain(view) => same_shape(scope, "kernel", view.shape(), kernel)?,
             DenseKernel::Packed(packed) => {
-                let (got, wanted) = (packed.shape()?, matrix(scope, kernel)?);
-                same_shape(scope, "kernel", &got, &wanted)?;
+                let split = if scope == "out" { kernel.len() - 1 } else { 1 };
+                let (features, outputs) = kernel.split_at(split);
+                let wanted = [features, outputs].map(|axes| axes.iter().product());
+                same_shape(scope, "kernel", &packed.shape()?, &wanted)?;
             }
         }
         match &self.bias {
@@ -101,16 +103,6 @@ impl<S: Storage, T: Element> Params<'_, S, T> {
             use_bias,
         )
     }
-}
-
-/// The shape of a kernel with its heads flattened: of the outputs, or for `out` of the features.
-fn matrix(scope: &'static str, kernel: &[usize]) -> Result<Dims> {
-    let split = if scope == "out" { kernel.len() - 1 } else { 1 };
-    let (features, outputs) = kernel.split_at(split);
-    Dims::new(&[
-        Dims::new(features)?.elements()?,
-        Dims::new(outputs)?.elements()?,
-    ])
 }
 
 fn same_shape(scope: &'static str, name: &'static str, got: &Dims, wanted: &[usize]) -> Result<()> {

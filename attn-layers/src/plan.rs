@@ -17,6 +17,13 @@ pub struct Plan {
     pub(crate) out_features: usize,
     /// Product of the hidden axes, `num_heads * head_dim`.
     pub(crate) hidden: usize,
+    /// Queries and keys, `[batch..., length, num_heads, head_dim]`, the rows of a head side by side, as the attention core reads
+    /// them fastest.
+    pub(crate) queries: Layout,
+    pub(crate) keys: Layout,
+    /// The context, `[batch..., query_length, num_heads, head_dim]` and with its heads flattened, without gaps.
+    pub(crate) context: Layout,
+    pub(crate) flat_context: Layout,
 }
 
 /// Elements of each buffer of a [`Scratch`](crate::Scratch).
@@ -97,6 +104,22 @@ fn head_dim(qkv_features: usize, num_heads: usize) -> Result<usize> {
     }
 }
 
+/// `[batch..., length, num_heads, head_dim]` with the rows of a head side by side.
+fn by_heads(shape: &Dims) -> Result<Layout> {
+    let rank = shape.rank();
+    let (length, heads, row) = (shape[rank - 3], shape[rank - 2], shape[rank - 1]);
+    let mut strides = [0; attn_core::layout::MAX_RANK];
+    strides[rank - 1] = 1;
+    strides[rank - 2] = row.saturating_mul(length);
+    strides[rank - 3] = row;
+    let mut entry = row.saturating_mul(length).saturating_mul(heads);
+    for axis in (0..rank - 3).rev() {
+        strides[axis] = entry;
+        entry = entry.saturating_mul(shape[axis]);
+    }
+    Layout::strided(0, *shape, &strides[..rank])
+}
+
 impl Plan {
     /// For inputs `[batch..., length, features]`.
     ///
@@ -123,8 +146,13 @@ impl Plan {
         let heads =
             |dims: &Dims| Dims::new(&dims[..dims.rank() - 1])?.concat(&[num_heads, head_dim]);
         let shape = AttentionShape::of(&heads(query)?, &heads(key)?, &heads(value)?)?;
+        let batch = Dims::new(&query[..query.rank() - 2])?;
         Ok(Self {
-            batch: Dims::new(&query[..query.rank() - 2])?,
+            queries: by_heads(&heads(query)?)?,
+            keys: by_heads(&heads(key)?)?,
+            context: Layout::contiguous(heads(query)?)?,
+            flat_context: Layout::contiguous(batch.concat(&[shape.query_length, hidden])?)?,
+            batch,
             batch_size: shape.batch,
             query_length: shape.query_length,
             key_length: shape.key_length,
@@ -166,23 +194,6 @@ impl Plan {
     /// `[batch..., length, num_heads, head_dim]` without gaps.
     pub(crate) fn by_rows(&self, length: usize) -> Result<Layout> {
         Layout::contiguous(self.heads(length)?)
-    }
-
-    /// `[batch..., length, num_heads, head_dim]` with the rows of a head side by side, as the attention core reads them fastest.
-    pub(crate) fn by_heads(&self, length: usize) -> Result<Layout> {
-        let shape = self.heads(length)?;
-        let mut strides = [0; attn_core::layout::MAX_RANK];
-        let rank = shape.rank();
-        let row = self.head_dim;
-        strides[rank - 1] = 1;
-        strides[rank - 2] = row.saturating_mul(length);
-        strides[rank - 3] = row;
-        let mut entry = self.hidden.saturating_mul(length);
-        for axis in (0..rank - 3).rev() {
-            strides[axis] = entry;
-            entry = entry.saturating_mul(shape[axis]);
-        }
-        Layout::strided(0, shape, &strides[..rank])
     }
 
     /// Buffers that `apply` needs on `backend`.

@@ -133,7 +133,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         let value = Input {
             dense: &params.value,
             input: inputs.v,
-            length: plan.key_length,
+            heads: plan.keys,
             scale: None,
             d_scale: None,
             d_input: gradients.inputs.value(),
@@ -144,7 +144,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         let query = Input {
             dense: &params.query,
             input: inputs.q,
-            length: plan.query_length,
+            heads: plan.queries,
             scale: params.query_ln.filter(|_| self.normalize_qk),
             d_scale: gradients.query_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.query(),
@@ -154,7 +154,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         let key = Input {
             dense: &params.key,
             input: inputs.k,
-            length: plan.key_length,
+            heads: plan.keys,
             scale: params.key_ln.filter(|_| self.normalize_qk),
             d_scale: gradients.key_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.key(),
@@ -182,7 +182,7 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = self.pass.plan;
-        let flat = Layout::contiguous(plan.flat(plan.query_length)?)?;
+        let flat = plan.flat_context;
         let context = read(residuals.context, flat)?;
         let d_context = whole(scratch.context, flat, "context")?;
         self.pass.dense_backward(
@@ -202,11 +202,7 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let (plan, inputs) = (self.pass.plan, self.inputs);
-        let (context, queries, keys) = (
-            plan.by_rows(plan.query_length)?,
-            plan.by_heads(plan.query_length)?,
-            plan.by_heads(plan.key_length)?,
-        );
+        let (context, queries, keys) = (plan.context, plan.queries, plan.keys);
         let call = Attention::new(
             read(residuals.q, queries)?,
             read(residuals.k, keys)?,
@@ -240,8 +236,8 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         gradient: &mut <B::Storage as Storage>::Buf<T>,
         tiles: &mut <B::Storage as Storage>::Buf<T::Acc>,
     ) -> Result<(), B::Error> {
-        let (pass, plan) = (&self.pass, self.pass.plan);
-        let heads = plan.by_heads(part.length)?;
+        let pass = &self.pass;
+        let heads = part.heads;
         if let Some(scale) = part.scale {
             let projected = whole(raw, heads, "projection")?;
             pass.dense(part.dense, part.input, projected, tiles)?;
@@ -269,7 +265,8 @@ struct Input<'a, 'g, S: Storage, T: Element> {
     dense: &'a Dense<'a, S, T>,
     /// `[batch..., length, features]`.
     input: View<'a, S, T>,
-    length: usize,
+    /// Of what comes out, `[batch..., length, num_heads, head_dim]`.
+    heads: Layout,
     scale: Option<View<'a, S, T::Acc>>,
     d_scale: Option<ViewMut<'a, S, T::Acc>>,
     /// Where the gradient of the input goes, and whether it is added to what is there.
