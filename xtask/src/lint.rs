@@ -14,6 +14,10 @@ const FENCED: &[(&str, &str)] = &[
         "matrixmultiply takes pointers",
     ),
     ("attn-kernels-cpu/src/shared.rs", "threads share one output"),
+    (
+        "attn-kernels-cpu/src/prefetch.rs",
+        "the intrinsic takes a pointer",
+    ),
     ("attn-kernels-cpu/src/heads.rs", "calls into shared.rs"),
     ("attn-kernels-cpu/src/flash.rs", "calls into shared.rs"),
     ("attn-kernels-cpu/src/backward.rs", "calls into shared.rs"),
