@@ -495,10 +495,9 @@ fn write_panel<S: Simd, T: Stored>(
     let whole = to.rows.pieces(columns.clone()).next();
     let whole = whole.filter(|(piece, _)| piece.len() == width && !to.accumulate);
     let whole = whole.map(|(_, place)| place);
-    for (row, sums) in rows.clone().zip(sums.chunks_exact_mut(width)) {
+    for (start, sums) in (to.rows.starts(rows.clone())).zip(sums.chunks_exact_mut(width)) {
         let [a, b] = load_row::<S, T::Acc, VECTORS>(simd, sums);
         let sum = [a + bias[0], b + bias[1]];
-        let start = to.rows.start(row);
         if let Some(place) = whole {
             // SAFETY: as below.
             let out = unsafe { to.out.slice(start + place..start + place + width) };

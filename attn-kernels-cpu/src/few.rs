@@ -258,13 +258,14 @@ impl<T: Stored> Call<'_, T> {
     #[inline(always)]
     fn write_few(&self, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
         let depth = self.scoring.shape.value_depth;
+        let head = self.out_head(job);
         let rows = tiles.o.chunks_exact_mut(columns(depth).max(1));
         for ((query, row), l) in job.queries.clone().zip(rows).zip(tiles.l.iter()) {
             let row = &mut row[..depth];
             for o in row.iter_mut() {
                 *o = *o / *l;
             }
-            self.write_row(job, query, row);
+            self.write_row(&head, query, row);
         }
     }
 

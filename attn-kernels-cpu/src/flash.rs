@@ -174,6 +174,7 @@ impl<T: Stored> Call<'_, T> {
     #[inline(always)]
     fn write_output<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
         let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.value_depth);
+        let head = self.out_head(job);
         for strip in 0..job.queries.len().div_ceil(width) {
             let o = &mut tiles.o[strip * width * depth..][..width * depth];
             divide(simd, o, &tiles.l[strip * width..][..width]);
@@ -181,20 +182,29 @@ impl<T: Stored> Call<'_, T> {
             transpose_strided(simd, o, width, (depth, count), tiles.v, depth);
             for lane in 0..count {
                 let query = job.queries.start + strip * width + lane;
-                self.write_row(job, query, &tiles.v[lane * depth..][..depth]);
+                self.write_row(&head, query, &tiles.v[lane * depth..][..depth]);
             }
+        }
+    }
+
+    /// Where the output of a job's head lies.
+    pub(crate) fn out_head(&self, job: &Job) -> OutHead {
+        let (first, stride) = row_start(&self.out_layout, job.batch, job.head);
+        OutHead {
+            first,
+            stride,
+            column_stride: self.out_layout.strides().last().copied().unwrap_or(1),
         }
     }
 
     /// Rounds and writes a row of the output.
     #[inline(always)]
     #[expect(unsafe_code, reason = "each job writes rows of its own")]
-    pub(crate) fn write_row(&self, job: &Job, query: usize, row: &[T::Acc]) {
-        let (first, stride) = row_start(&self.out_layout, job.batch, job.head);
-        let column_stride = self.out_layout.strides().last().copied().unwrap_or(1);
+    pub(crate) fn write_row(&self, head: &OutHead, query: usize, row: &[T::Acc]) {
+        let start = head.first + query * head.stride;
         // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
         // `ViewMut` guarantees that no two elements share an index.
-        unsafe { write_narrowed(&self.out, first + query * stride, column_stride, row) };
+        unsafe { write_narrowed(&self.out, start, head.column_stride, row) };
     }
 
     /// The largest score and the sum of each row.
@@ -252,6 +262,13 @@ impl<T: Stored> Call<'_, T> {
         // `ViewMut` guarantees that no two elements share an index.
         unsafe { weights.write(start, strides[rank - 1], row) };
     }
+}
+
+/// Where the output of a head lies: its first row, elements from one row and from one column to the next.
+pub(crate) struct OutHead {
+    first: usize,
+    stride: usize,
+    column_stride: usize,
 }
 
 /// Multiplies a strip of weights by dropout's factors.

@@ -43,6 +43,29 @@ impl Rows {
         }
     }
 
+    /// Index of the first element of each of some rows.
+    #[inline(always)]
+    pub(crate) fn starts(&self, rows: Range<usize>) -> impl Iterator<Item = usize> {
+        let axis = (self.layout.shape().rank() - self.columns.axes).checked_sub(1);
+        let (length, stride) = match (self.even, axis) {
+            (Some((_, distance)), _) => (usize::MAX, distance),
+            (None, Some(axis)) => (self.layout.shape()[axis], self.layout.strides()[axis]),
+            (None, None) => (1, 0),
+        };
+        // Only where the last axis begins anew is the index made from all axes.
+        let (mut next, mut left) = (0, 0);
+        rows.map(move |row| {
+            if left == 0 {
+                next = self.start(row);
+                left = length - row % length;
+            }
+            let start = next;
+            next += stride;
+            left -= 1;
+            start
+        })
+    }
+
     /// Columns cut where a group ends: the columns of each piece, and where they lie from the start of the row.
     #[inline(always)]
     pub(crate) fn pieces(
