@@ -22,7 +22,7 @@ use crate::element::Stored;
 use crate::gemm::Gemm;
 use crate::matrix::{Matrix, Rows};
 use crate::micro::{
-    Block, ByColumns, MAX_ROWS, MAX_WIDTH, VECTORS, for_each_block, load_row, load_tile, multiply,
+    Block, MAX_ROWS, MAX_WIDTH, Packed, VECTORS, for_each_block, load_row, load_tile, multiply,
     store_row, store_tile, width, zeros,
 };
 use crate::shared::Shared;
@@ -577,11 +577,7 @@ impl<S: Simd, A: Lane> Block<S> for Product<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
         let width = width::<S, A>();
-        let left = ByColumns {
-            matrix: &self.left[first * self.chunk + self.within * ROWS..],
-            stride: ROWS,
-            first: 0,
-        };
+        let left = Packed(&self.left[first * self.chunk + self.within * ROWS..]);
         let sums = &mut self.sums[first * width..][..ROWS * width];
         let acc = match self.fresh {
             true => zeros::<S, A, ROWS, VECTORS>(simd),

@@ -98,30 +98,56 @@ pub(crate) struct ByColumns<'a, A> {
 
 impl<A: Copy, const ROWS: usize> Left<A, ROWS> for ByColumns<'_, A> {
     type Window<'w, const N: usize>
-        = Columns<'w, A, ROWS>
+        = Steps<'w, A, ROWS, N>
     where
         Self: 'w;
 
     #[inline(always)]
     fn window<const N: usize>(&self, k: usize) -> Self::Window<'_, N> {
-        let start = k * self.stride + self.first;
-        Columns {
-            rows: &self.matrix[start..][..(N - 1) * self.stride + ROWS],
-            stride: self.stride,
+        let step = |k: usize| {
+            let from = &self.matrix[k * self.stride + self.first..];
+            from.first_chunk().expect("rows within the matrix")
+        };
+        let mut steps = [step(k); N];
+        for (n, to) in steps.iter_mut().enumerate().skip(1) {
+            *to = step(k + n);
         }
+        Steps(steps)
     }
 }
 
-/// A few steps of [`ByColumns`] or of what lies like it.
-pub(crate) struct Columns<'w, A, const ROWS: usize> {
-    rows: &'w [A],
-    stride: usize,
-}
+/// A few steps of a transposed matrix.
+pub(crate) struct Steps<'w, A, const ROWS: usize, const N: usize>([&'w [A; ROWS]; N]);
 
-impl<A: Copy, const ROWS: usize> Window<A> for Columns<'_, A, ROWS> {
+impl<A: Copy, const ROWS: usize, const N: usize> Window<A> for Steps<'_, A, ROWS, N> {
     #[inline(always)]
     fn at(&self, i: usize, step: usize) -> A {
-        self.rows[step * self.stride + i]
+        self.0[step][i]
+    }
+}
+
+/// A left factor packed for its tile: its rows at one step lie side by side, and the steps too.
+pub(crate) struct Packed<'a, A>(pub(crate) &'a [A]);
+
+impl<A: Copy, const ROWS: usize> Left<A, ROWS> for Packed<'_, A> {
+    type Window<'w, const N: usize>
+        = Interleaved<'w, A, ROWS>
+    where
+        Self: 'w;
+
+    #[inline(always)]
+    fn window<const N: usize>(&self, k: usize) -> Self::Window<'_, N> {
+        Interleaved(&self.0[k * ROWS..][..N * ROWS])
+    }
+}
+
+/// A few steps of [`Packed`].
+pub(crate) struct Interleaved<'w, A, const ROWS: usize>(&'w [A]);
+
+impl<A: Copy, const ROWS: usize> Window<A> for Interleaved<'_, A, ROWS> {
+    #[inline(always)]
+    fn at(&self, i: usize, step: usize) -> A {
+        self.0[step * ROWS + i]
     }
 }
 
