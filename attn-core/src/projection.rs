@@ -111,6 +111,10 @@ impl<S: Storage, T: Element> fmt::Debug for PackedKernel<'_, S, T> {
 
 /// The kernel of a dense layer.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "without an allocator there is no box for the larger one"
+)]
 pub enum DenseKernel<'a, S: Storage, T: Element> {
     /// As it lies; the shape is the user's to say, such as `[features, outputs]`.
     Plain(View<'a, S, T>),

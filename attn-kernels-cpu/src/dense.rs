@@ -54,6 +54,10 @@ const JOBS_A_THREAD: usize = 4;
 
 /// The right factor, `[depth, outputs]`.
 #[derive(Clone, Copy)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "without an allocator there is no box for the larger one"
+)]
 pub(crate) enum Right<'a, T> {
     /// As it lies.
     Matrix(Matrix<'a, T>),

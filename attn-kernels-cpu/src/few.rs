@@ -159,7 +159,7 @@ impl<T: Stored> Call<'_, T> {
             .query
             .widen(job.batch, job.head, job.queries.clone(), depth, q);
         for q in q {
-            *q = *q * scoring.scale;
+            *q *= scoring.scale;
         }
     }
 
@@ -263,7 +263,7 @@ impl<T: Stored> Call<'_, T> {
         for ((query, row), l) in job.queries.clone().zip(rows).zip(tiles.l.iter()) {
             let row = &mut row[..depth];
             for o in row.iter_mut() {
-                *o = *o / *l;
+                *o /= *l;
             }
             self.write_row(&head, query, row);
         }
@@ -502,8 +502,8 @@ impl<S: Simd, A: Lane> Panel<S> for Scores<'_, A> {
         let right = &self.turned[first.min(self.turned.len())..];
         let acc = zeros::<S, A, ROWS, V>(simd);
         let acc = multiply(simd, self.depth, &left, right, self.once, acc);
-        for i in 0..ROWS {
-            store_row::<S, A, V>(&acc[i], &mut self.s[(row + i) * KEYS + first..]);
+        for (i, acc) in acc.iter().enumerate() {
+            store_row::<S, A, V>(acc, &mut self.s[(row + i) * KEYS + first..]);
         }
     }
 }
@@ -526,18 +526,18 @@ impl<S: Simd, A: Lane> Panel<S> for Sums<'_, A> {
     fn run<const ROWS: usize, const V: usize>(&mut self, simd: S, row: usize, vector: usize) {
         let first = vector * lanes::<S, A>();
         let mut acc: Tile<S, A, ROWS, V> = zeros::<S, A, ROWS, V>(simd);
-        for i in 0..ROWS {
+        for (i, acc) in acc.iter_mut().enumerate() {
             let alpha = splat::<S, A>(simd, self.alpha[row + i]);
-            acc[i] = load_row::<S, A, V>(simd, &self.o[(row + i) * self.columns + first..]);
-            for v in 0..V {
-                acc[i][v] *= alpha;
+            *acc = load_row::<S, A, V>(simd, &self.o[(row + i) * self.columns + first..]);
+            for acc in acc {
+                *acc *= alpha;
             }
         }
         let left = ByRows::<A, ROWS>::new(self.p, KEYS, row, self.keys);
         let right = &self.v[first.min(self.v.len())..];
         let acc = multiply(simd, self.keys, &left, right, self.stride, acc);
-        for i in 0..ROWS {
-            store_row::<S, A, V>(&acc[i], &mut self.o[(row + i) * self.columns + first..]);
+        for (i, acc) in acc.iter().enumerate() {
+            store_row::<S, A, V>(acc, &mut self.o[(row + i) * self.columns + first..]);
         }
     }
 }

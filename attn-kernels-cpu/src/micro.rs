@@ -181,6 +181,10 @@ pub(crate) const fn is_512_bits<S: Simd, A: Lane>() -> bool {
 
 /// The steps `depth`, a multiple of `N`.
 #[inline(always)]
+#[expect(
+    clippy::needless_range_loop,
+    reason = "loops of constant length over arrays are unrolled, adaptors not always"
+)]
 fn add_products<
     S: Simd,
     A: Lane,

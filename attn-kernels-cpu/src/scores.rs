@@ -96,7 +96,7 @@ impl<T: Stored> Scoring<'_, T> {
             let queries = job.queries.start + first..job.queries.start + first + count;
             self.query.widen(job.batch, job.head, queries, depth, copy);
             for q in copy.iter_mut() {
-                *q = *q * self.scale;
+                *q *= self.scale;
             }
             let strip = &mut q[first / width * width * depth + first % width..];
             transpose_strided(simd, copy, depth, (count, depth), strip, width);
