@@ -12,7 +12,7 @@ use crate::pack;
 use crate::scores::{Job, QUERIES, Scoring};
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
-use crate::threads::Jobs;
+use crate::threads::{Jobs, Work};
 use crate::visibility::Visibility;
 use attn_core::{
     Attention, AttentionShape, Error, Host, HostViewMut, KeyValue, Layout, Outputs, Result,
@@ -68,9 +68,12 @@ pub(crate) fn attend<T: Stored>(
         statistics: statistics.as_mut().map(shared),
     };
     let tiles = shape.query_length.div_ceil(QUERIES);
-    let jobs = shape.batch * shape.num_heads * tiles;
+    let work = Work {
+        jobs: shape.batch * shape.num_heads * tiles,
+        operations: operations(&shape),
+    };
     let each = worker_scratch::<T>(cpu, &shape);
-    cpu.run(jobs, scratch, each, |jobs, scratch| {
+    cpu.run(work, scratch, each, |jobs, scratch| {
         cpu.level().dispatch(Worker {
             call: &call,
             jobs,
@@ -78,6 +81,14 @@ pub(crate) fn attend<T: Stored>(
         });
     });
     Ok(())
+}
+
+/// Multiply-adds of both products of a call, those that a mask rules out too.
+pub(crate) fn operations(shape: &AttentionShape) -> usize {
+    [shape.batch, shape.num_heads, shape.query_length]
+        .into_iter()
+        .fold(shape.key_length, usize::saturating_mul)
+        .saturating_mul(shape.depth.saturating_add(shape.value_depth))
 }
 
 /// What the forward and the backward pass share of a request: how scores are made, and the values.

@@ -1,6 +1,6 @@
 //! A call for the gradients of attention: checks, jobs, threads.
 
-use crate::attend::{SUPPORTED, scoring, shared};
+use crate::attend::{SUPPORTED, operations, scoring, shared};
 use crate::backward::{Call, Tiles};
 use crate::buffers::enough;
 use crate::cpu::Cpu;
@@ -8,7 +8,7 @@ use crate::dropout::Dropped;
 use crate::element::Stored;
 use crate::heads::Heads;
 use crate::simd::{Kernel, Lane, Simd};
-use crate::threads::Jobs;
+use crate::threads::{Jobs, Work};
 use attn_core::{AttentionBackward, AttentionShape, Host, Layout, Result};
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
@@ -65,7 +65,11 @@ pub(crate) fn attend_backward<T: Stored>(
     let heads = shape.batch * shape.num_heads;
     let mut run = |jobs, of_bias| {
         let each = Tiles::<T::Acc>::size(&shape);
-        cpu.run(jobs, scratch, each, |jobs, scratch| {
+        let work = Work {
+            jobs,
+            operations: operations(&shape),
+        };
+        cpu.run(work, scratch, each, |jobs, scratch| {
             cpu.level().dispatch(Worker {
                 call: &call,
                 jobs,

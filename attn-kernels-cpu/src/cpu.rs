@@ -3,7 +3,7 @@
 use crate::element::Stored;
 use crate::isa::Isa;
 use crate::simd::Level;
-use crate::threads::{Jobs, Threads};
+use crate::threads::{Jobs, Threads, Work};
 use crate::{attend, attend_backward, normalize, pack, project};
 use attn_core::{
     Attention, AttentionBackward, AttentionShape, Backend, Error, Host, HostView, HostViewMut,
@@ -109,12 +109,12 @@ impl Cpu {
 
     pub(crate) fn run<A: Send>(
         &self,
-        jobs: usize,
+        work: Work,
         scratch: &mut [A],
         each: usize,
         worker: impl Fn(&Jobs, &mut [A]) + Sync,
     ) {
-        self.threads.run(jobs, scratch, each, worker);
+        self.threads.run(work, scratch, each, worker);
     }
 }
 

@@ -27,7 +27,7 @@ use crate::micro::{
 };
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
-use crate::threads::Jobs;
+use crate::threads::{Jobs, Work};
 use attn_core::{HostView, RowOrder};
 use core::ops::Range;
 
@@ -186,14 +186,19 @@ pub(crate) fn scratch<T: Stored>(
 impl<T: Stored> Dense<'_, T> {
     /// Computes it. `scratch` has at least [`scratch`] elements.
     pub(crate) fn run(&self, cpu: &Cpu, row_order: RowOrder, scratch: &mut [T::Acc]) {
-        let columns = self.parts().map(|part| padded(part.outputs)).sum();
+        let columns: usize = self.parts().map(|part| padded(part.outputs)).sum();
         if self.rows == 0 || columns == 0 {
             return;
         }
+        let operations = (self.rows.saturating_mul(self.depth)).saturating_mul(columns);
         if row_order == RowOrder::Any
             && let Some(product) = Gemm::new(cpu, self)
         {
-            cpu.run(product.blocks(), scratch, 0, |jobs, _| product.run(jobs));
+            let work = Work {
+                jobs: product.blocks(),
+                operations,
+            };
+            cpu.run(work, scratch, 0, |jobs, _| product.run(jobs));
             return;
         }
         let packed = |part: &&Part<'_, T>| matches!(part.right, Right::Packed(_));
@@ -206,7 +211,10 @@ impl<T: Stored> Dense<'_, T> {
         );
         let each = cut.worker_scratch::<T::Acc>();
         cpu.run(
-            cut.jobs(self.rows, columns),
+            Work {
+                jobs: cut.jobs(self.rows, columns),
+                operations,
+            },
             scratch,
             each,
             |jobs, scratch| {

@@ -24,6 +24,10 @@ const MIN_WORK: usize = 32 * 32 * 32;
 
 /// A matrix in a slice: index of its first element, elements from one row and from one column to the next.
 #[derive(Clone, Copy)]
+#[cfg_attr(
+    not(feature = "std"),
+    expect(dead_code, reason = "without `std` it serves nothing")
+)]
 struct Strided {
     first: usize,
     row: usize,

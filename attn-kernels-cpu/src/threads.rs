@@ -20,6 +20,21 @@ pub(crate) struct Jobs {
     count: usize,
 }
 
+/// Jobs and the multiply-adds of all of them together, about.
+#[derive(Clone, Copy)]
+pub(crate) struct Work {
+    pub(crate) jobs: usize,
+    #[cfg_attr(
+        not(feature = "rayon"),
+        expect(dead_code, reason = "one thread has nothing to decide")
+    )]
+    pub(crate) operations: usize,
+}
+
+/// Fewest multiply-adds that threads share: one does as many in about the time that it takes to wake another.
+#[cfg(feature = "rayon")]
+const WORTH_SHARING: usize = 1 << 19;
+
 impl Jobs {
     fn new(count: usize) -> Self {
         Self {
@@ -57,18 +72,19 @@ impl Threads {
     /// Runs `worker` on as many threads as are worth it and as `scratch` serves, each with its own `each` elements of it.
     pub(crate) fn run<A: Send>(
         &self,
-        jobs: usize,
+        work: Work,
         scratch: &mut [A],
         each: usize,
         worker: impl Fn(&Jobs, &mut [A]) + Sync,
     ) {
-        let jobs = Jobs::new(jobs);
+        let jobs = Jobs::new(work.jobs);
         #[cfg(feature = "rayon")]
         let workers = (self.count().min(jobs.count))
             .min(scratch.len().checked_div(each).unwrap_or(usize::MAX));
         #[cfg(feature = "rayon")]
         if let Some(pool) = &self.pool
             && workers > 1
+            && work.operations >= WORTH_SHARING
         {
             let (jobs, worker) = (&jobs, &worker);
             pool.scope(|scope| {
