@@ -315,6 +315,23 @@ macro_rules! faults_found {
     )+};
 }
 
+/// Tests, beside a `Fault` and a `found_by`, that a fault is found by a property of a group, in every dtype.
+macro_rules! faults_found_by {
+    ($($test:ident: $fault:ident by $group:ident $property:literal;)+) => {$(
+        #[test]
+        fn $test() {
+            assert_eq!(found_by::<f32>(Fault::$fault, Group::$group), $property, "float32");
+            assert_eq!(found_by::<f64>(Fault::$fault, Group::$group), $property, "float64");
+            assert_eq!(found_by::<f16>(Fault::$fault, Group::$group), $property, "float16");
+            assert_eq!(found_by::<bf16>(Fault::$fault, Group::$group), $property, "bfloat16");
+        }
+    )+};
+}
+
+#[path = "conformance/dense.rs"]
+mod dense_fault_found;
+#[path = "conformance/few.rs"]
+mod few_queries_fault_found;
 #[path = "conformance/training.rs"]
 mod training_fault_found;
 

@@ -1,6 +1,10 @@
 //! Results that do not depend on what is computed beside them, where they lie, or what the scratch held.
 
 mod backward;
+mod few;
+mod heads;
+mod packed;
+mod together;
 
 use super::super::arrays::{Placed, written_outside};
 use super::super::cases::Placement;
@@ -11,12 +15,13 @@ use crate::dtype::Element;
 use crate::error::Error;
 use crate::layout::{Dims, Layout};
 use crate::mask::Causal;
-use crate::projection::{Projection, RowOrder};
+use crate::projection::{DenseKernel, Projection, RowOrder};
 use crate::request::Attention;
-use crate::view::{HostView, HostViewMut};
+use crate::view::{Host, HostView, HostViewMut};
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::fmt::Debug;
 
 /// Runs every check of this file.
 pub(in super::super) fn bitwise<T: Element, B: OnHost<T>>(backend: &B) -> Result<usize, Failure> {
@@ -27,12 +32,30 @@ pub(in super::super) fn bitwise<T: Element, B: OnHost<T>>(backend: &B) -> Result
                 "queries alone and together",
                 queries_alone_and_together::<T, B>,
             ),
+            (
+                "few queries alone and among others",
+                few::alone_and_among_others::<T, B>,
+            ),
             ("rows alone and together", rows_alone_and_together::<T, B>),
+            ("packed and plain", packed::packed_and_plain::<T, B>),
+            (
+                "packed from between gaps",
+                packed::from_between_gaps::<T, B>,
+            ),
+            ("dense layers together", together::one_by_one::<T, B>),
+            ("output in heads", heads::output::<T, B>),
+            ("outputs in heads together", heads::outputs::<T, B>),
+            ("gradient of an output in heads", heads::gradient::<T, B>),
             ("attention into gaps", attention_into_gaps::<T, B>),
             ("projection between gaps", projection_between_gaps::<T, B>),
             ("layer norm between gaps", norm_between_gaps::<T, B>),
             ("scratch of attention", attend_scratch::<T, B>),
             ("scratch of a projection", project_scratch::<T, B>),
+            ("scratch of a packed projection", packed::scratch::<T, B>),
+            (
+                "scratch of dense layers together",
+                together::scratch::<T, B>,
+            ),
             ("scratch of gradients", backward::attend_scratch::<T, B>),
             ("gradients into gaps", backward::attention_into_gaps::<T, B>),
             (
@@ -78,6 +101,11 @@ fn elements_between_gaps<T: Element>(buffer: &[T], layout: &Layout) -> Result<Ve
             "element {index} of the buffer lies outside the output and was written"
         ))),
     }
+}
+
+/// Says in which case a property is broken.
+fn in_case<R>(case: impl Debug, result: Result<R, Broken>) -> Result<R, Broken> {
+    result.map_err(|Broken(what)| Broken(format!("{case:?}: {what}")))
 }
 
 /// Queries, keys and values, each `[keys, heads, depth]`.
@@ -158,6 +186,24 @@ impl<T: Element> Dense<T> {
         }
     }
 
+    /// The kernel as it lies.
+    fn kernel(&self) -> Result<HostView<'_, T>, Error> {
+        HostView::new(&self.kernel, &[self.features, self.outputs])
+    }
+
+    fn call<'a>(
+        &'a self,
+        input: HostView<'a, T>,
+        kernel: DenseKernel<'a, Host, T>,
+    ) -> Result<Projection<'a, Host, T>, Error> {
+        Ok(Projection {
+            input,
+            kernel,
+            bias: Some(HostView::new(&self.bias, &[self.outputs])?),
+            row_order: RowOrder::Fixed,
+        })
+    }
+
     fn project<B: OnHost<T>>(
         &self,
         backend: &B,
@@ -165,12 +211,7 @@ impl<T: Element> Dense<T> {
         out: HostViewMut<'_, T>,
         scratch: &mut [T::Acc],
     ) -> Result<(), Error> {
-        let call = Projection {
-            input,
-            kernel: HostView::new(&self.kernel, &[self.features, self.outputs])?.into(),
-            bias: Some(HostView::new(&self.bias, &[self.outputs])?),
-            row_order: RowOrder::Fixed,
-        };
+        let call = self.call(input, self.kernel()?.into())?;
         backend.project(&call, out, scratch)
     }
 

@@ -1,6 +1,7 @@
 //! Arguments that do not fit are typed errors, and no output is written.
 
 mod backward;
+mod packed;
 
 use super::super::verdict::Failure;
 use super::{Broken, OnHost, first_not, run};
@@ -31,6 +32,22 @@ pub(in super::super) fn errors<T: Element, B: OnHost<T>>(backend: &B) -> Result<
             (
                 "a projection that does not fit",
                 projections_that_do_not_fit::<T, B>,
+            ),
+            (
+                "packed kernels of another kind",
+                packed::kernels_of_another_kind::<T, B>,
+            ),
+            (
+                "packed kernels that do not fit",
+                packed::kernels_that_do_not_fit::<T, B>,
+            ),
+            (
+                "packing that does not fit",
+                packed::packing_that_does_not_fit::<T, B>,
+            ),
+            (
+                "dense layers without outputs",
+                packed::calls_without_outputs::<T, B>,
             ),
             (
                 "a layer norm that does not fit",
