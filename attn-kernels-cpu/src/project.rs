@@ -12,6 +12,7 @@ use attn_core::{
     RowOrder,
 };
 
+/// No more than [`MAX_PARTS`] of `count` products are computed at once.
 pub(crate) fn scratch<T: Stored>(
     cpu: &Cpu,
     rows: usize,
@@ -19,7 +20,7 @@ pub(crate) fn scratch<T: Stored>(
     outputs: usize,
     count: usize,
 ) -> usize {
-    dense::scratch::<T>(cpu, rows, features, outputs, count)
+    dense::scratch::<T>(cpu, rows, features, outputs, count.min(MAX_PARTS))
 }
 
 /// `out = input · kernel + bias`.
