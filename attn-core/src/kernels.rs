@@ -38,7 +38,7 @@ pub trait Kernels<T: Element>: Backend {
         scratch: &mut <Self::Storage as Storage>::Buf<T::Acc>,
     ) -> Result<(), Self::Error>;
 
-    /// Several dense layers, as [`Kernels::project`] one after the other; their results have the same bits. A backend may read an input
+    /// Several dense layers, as [`Kernels::project`] one after the other; with [`RowOrder::Fixed`](crate::RowOrder::Fixed) to the same bits. A backend may read an input
     /// that several share once. `calls` and `outs` have the same length.
     ///
     /// # Errors
