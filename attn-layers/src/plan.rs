@@ -19,11 +19,11 @@ pub struct Plan {
     pub(crate) hidden: usize,
     /// Queries and keys, `[batch..., length, num_heads, head_dim]`, the rows of a head side by side, as the attention core reads
     /// them fastest.
-    pub(crate) queries: Layout,
-    pub(crate) keys: Layout,
+    queries: Option<Layout>,
+    keys: Option<Layout>,
     /// The context, `[batch..., query_length, num_heads, head_dim]` and with its heads flattened, without gaps.
-    pub(crate) context: Layout,
-    pub(crate) flat_context: Layout,
+    context: Option<Layout>,
+    flat_context: Option<Layout>,
 }
 
 /// Elements of each buffer of a [`Scratch`](crate::Scratch).
@@ -148,10 +148,11 @@ impl Plan {
         let shape = AttentionShape::of(&heads(query)?, &heads(key)?, &heads(value)?)?;
         let batch = Dims::new(&query[..query.rank() - 2])?;
         Ok(Self {
-            queries: by_heads(&heads(query)?)?,
-            keys: by_heads(&heads(key)?)?,
-            context: Layout::contiguous(heads(query)?)?,
-            flat_context: Layout::contiguous(batch.concat(&[shape.query_length, hidden])?)?,
+            // What no machine holds has no layout; it is refused where memory would be taken.
+            queries: by_heads(&heads(query)?).ok(),
+            keys: by_heads(&heads(key)?).ok(),
+            context: Layout::contiguous(heads(query)?).ok(),
+            flat_context: Layout::contiguous(batch.concat(&[shape.query_length, hidden])?).ok(),
             batch,
             batch_size: shape.batch,
             query_length: shape.query_length,
@@ -181,6 +182,36 @@ impl Plan {
     pub fn weights(&self) -> Result<Dims> {
         self.batch
             .concat(&[self.num_heads, self.query_length, self.key_length])
+    }
+
+    /// Queries, `[batch..., query_length, num_heads, head_dim]`, the rows of a head side by side.
+    pub(crate) fn queries(&self) -> Result<Layout> {
+        self.made(self.queries, self.query_length)
+    }
+
+    /// Keys or values, `[batch..., key_length, num_heads, head_dim]`, the rows of a head side by side.
+    pub(crate) fn keys(&self) -> Result<Layout> {
+        self.made(self.keys, self.key_length)
+    }
+
+    /// The output of the attention core, `[batch..., query_length, num_heads, head_dim]`.
+    pub(crate) fn context(&self) -> Result<Layout> {
+        self.made(self.context, self.query_length)
+    }
+
+    /// The same, `[batch..., query_length, num_heads * head_dim]`.
+    pub(crate) fn flat_context(&self) -> Result<Layout> {
+        self.made(self.flat_context, self.query_length)
+    }
+
+    fn made(&self, layout: Option<Layout>, length: usize) -> Result<Layout> {
+        match layout {
+            Some(layout) => Ok(layout),
+            None => Err(Error::TooLarge {
+                argument: "shape",
+                got: self.heads(length)?,
+            }),
+        }
     }
 
     pub(crate) fn flat(&self, length: usize) -> Result<Dims> {

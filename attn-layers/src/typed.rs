@@ -135,7 +135,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         };
         self.project_inputs(&pass, params, &inputs, scratch)?;
         self.attend(&pass, inputs, statistics, scratch)?;
-        let context = read(scratch.context, plan.flat_context)?;
+        let context = read(scratch.context, plan.flat_context()?)?;
         pass.dense(&params.out, context, out, scratch.tiles)
     }
 
@@ -148,8 +148,8 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = pass.plan;
-        let queries = plan.queries;
-        let keys = plan.keys;
+        let queries = plan.queries()?;
+        let keys = plan.keys()?;
         let mut outs = [
             whole(scratch.q, queries, "q")?,
             whole(scratch.k, keys, "k")?,
@@ -180,8 +180,8 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = pass.plan;
-        let queries = plan.queries;
-        let keys = plan.keys;
+        let queries = plan.queries()?;
+        let keys = plan.keys()?;
         let call = Attention::new(
             read(scratch.q, queries)?,
             read(scratch.k, keys)?,
@@ -193,7 +193,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         .with_dropout(inputs.dropout)
         .with_weights(inputs.weights)
         .with_statistics(statistics);
-        let context = whole(scratch.context, plan.context, "context")?;
+        let context = whole(scratch.context, plan.context()?, "context")?;
         pass.backend.attend(call, context, scratch.tiles)
     }
 }

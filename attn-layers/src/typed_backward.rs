@@ -133,7 +133,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         let value = Input {
             dense: &params.value,
             input: inputs.v,
-            heads: plan.keys,
+            heads: plan.keys()?,
             scale: None,
             d_scale: None,
             d_input: gradients.inputs.value(),
@@ -144,7 +144,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         let query = Input {
             dense: &params.query,
             input: inputs.q,
-            heads: plan.queries,
+            heads: plan.queries()?,
             scale: params.query_ln.filter(|_| self.normalize_qk),
             d_scale: gradients.query_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.query(),
@@ -154,7 +154,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         let key = Input {
             dense: &params.key,
             input: inputs.k,
-            heads: plan.keys,
+            heads: plan.keys()?,
             scale: params.key_ln.filter(|_| self.normalize_qk),
             d_scale: gradients.key_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.key(),
@@ -182,7 +182,7 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let plan = self.pass.plan;
-        let flat = plan.flat_context;
+        let flat = plan.flat_context()?;
         let context = read(residuals.context, flat)?;
         let d_context = whole(scratch.context, flat, "context")?;
         self.pass.dense_backward(
@@ -202,7 +202,7 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         scratch: &mut Scratch<'_, B::Storage, T>,
     ) -> Result<(), B::Error> {
         let (plan, inputs) = (self.pass.plan, self.inputs);
-        let (context, queries, keys) = (plan.context, plan.queries, plan.keys);
+        let (context, queries, keys) = (plan.context()?, plan.queries()?, plan.keys()?);
         let call = Attention::new(
             read(residuals.q, queries)?,
             read(residuals.k, keys)?,
