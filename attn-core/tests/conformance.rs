@@ -55,10 +55,96 @@ impl Backend for Faulty {
 
 const REFERENCE: Reference = Reference { maths: MATHS };
 
+/// Methods of a faulty backend that do what the reference does.
+macro_rules! as_the_reference {
+    ($($method:ident),+ $(,)?) => {
+        $(as_the_reference!(@ $method);)+
+    };
+    (@ project) => {
+        fn project(
+            &self,
+            call: &Projection<'_, Host, T>,
+            out: HostViewMut<'_, T>,
+            scratch: &mut [T::Acc],
+        ) -> Result<(), Error> {
+            REFERENCE.project(call, out, scratch)
+        }
+    };
+    (@ normalize) => {
+        fn normalize(
+            &self,
+            x: HostViewMut<'_, T>,
+            scale: HostView<'_, T::Acc>,
+            epsilon: f64,
+        ) -> Result<(), Error> {
+            REFERENCE.normalize(x, scale, epsilon)
+        }
+    };
+    (@ attend) => {
+        fn attend(
+            &self,
+            call: Attention<'_, Host, T>,
+            out: HostViewMut<'_, T>,
+            scratch: &mut [T::Acc],
+        ) -> Result<(), Error> {
+            REFERENCE.attend(call, out, scratch)
+        }
+    };
+    (@ project_backward) => {
+        fn project_backward(
+            &self,
+            call: ProjectionBackward<'_, Host, T>,
+            scratch: &mut [T::Acc],
+        ) -> Result<(), Error> {
+            REFERENCE.project_backward(call, scratch)
+        }
+    };
+    (@ normalize_backward) => {
+        fn normalize_backward(&self, call: NormalizeBackward<'_, Host, T>) -> Result<(), Error> {
+            REFERENCE.normalize_backward(call)
+        }
+    };
+    (@ attend_backward) => {
+        fn attend_backward(
+            &self,
+            call: AttentionBackward<'_, Host, T>,
+            scratch: &mut [T::Acc],
+        ) -> Result<(), Error> {
+            REFERENCE.attend_backward(call, scratch)
+        }
+    };
+    // It needs no scratch.
+    (@ project_scratch) => {
+        fn project_scratch(&self, _: usize, _: usize, _: usize) -> usize {
+            0
+        }
+    };
+    (@ attend_scratch) => {
+        fn attend_scratch(&self, _: &AttentionShape) -> usize {
+            0
+        }
+    };
+    (@ project_backward_scratch) => {
+        fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
+            0
+        }
+    };
+    (@ attend_backward_scratch) => {
+        fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
+            0
+        }
+    };
+}
+
 impl<T: Element> Kernels<T> for Faulty {
-    fn project_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-        0
-    }
+    as_the_reference!(
+        project_backward,
+        normalize_backward,
+        attend_backward,
+        project_scratch,
+        project_backward_scratch,
+        attend_backward_scratch
+    );
 
     fn project(
         &self,
@@ -136,34 +222,6 @@ impl<T: Element> Kernels<T> for Faulty {
             _ => {}
         }
         Ok(())
-    }
-
-    fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-        0
-    }
-
-    fn project_backward(
-        &self,
-        call: ProjectionBackward<'_, Host, T>,
-        scratch: &mut [T::Acc],
-    ) -> Result<(), Error> {
-        REFERENCE.project_backward(call, scratch)
-    }
-
-    fn normalize_backward(&self, call: NormalizeBackward<'_, Host, T>) -> Result<(), Error> {
-        REFERENCE.normalize_backward(call)
-    }
-
-    fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
-        0
-    }
-
-    fn attend_backward(
-        &self,
-        call: AttentionBackward<'_, Host, T>,
-        scratch: &mut [T::Acc],
-    ) -> Result<(), Error> {
-        REFERENCE.attend_backward(call, scratch)
     }
 }
 

@@ -16,14 +16,17 @@
 //! Every output is one chain over the depth in order, so its bits do not depend on the cut into jobs, blocks and slices, nor on
 //! packing; only matrixmultiply, which `RowOrder::Any` allows for large `f64` products, sums in its own order.
 
-use crate::buffers::{aligned, margin};
+mod cut;
+
+use self::cut::{Cut, SLICE, padded};
+use crate::buffers::aligned;
 use crate::cpu::Cpu;
 use crate::element::Stored;
 use crate::gemm::Gemm;
 use crate::matrix::{Matrix, Rows};
 use crate::micro::{
-    Block, MAX_ROWS, MAX_WIDTH, Packed, VECTORS, for_each_block, load_row, load_tile, multiply,
-    store_row, store_tile, width, zeros,
+    Block, MAX_WIDTH, Packed, VECTORS, for_each_block, load_row, load_tile, multiply, store_row,
+    store_tile, width, zeros,
 };
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
@@ -31,27 +34,10 @@ use crate::threads::{Jobs, Work};
 use attn_core::{HostView, RowOrder};
 use core::ops::Range;
 
-/// Rows of a block of the left factor: 96 × 768 × 4 bytes = 288 KiB of L2 at the usual depth, and whole tiles of 12, 8 or 6 rows.
-const ROWS: usize = 96;
-/// Most depth of a chunk: 96 × 1024 × 4 bytes = 384 KiB.
-const CHUNK: usize = 1024;
-/// Depth of a slice: 256 × 32 × 4 bytes = 32 KiB of a panel, which L1 and L2 hand out at the speed of the tile, and 1 KiB of each
-/// row of the left factor.
-const SLICE: usize = 192;
-/// Columns of a job whose right factor is gathered: whole panels of every instruction set, at most 2 MiB. Its block of the left
-/// factor is copied once for so many.
-const COLUMNS: usize = 512;
-/// Most rows of a job whose sums wait for the next chunk.
-const WAITING_ROWS: usize = 384;
-/// Fewest rows of a job that gathers, where there are threads to keep busy.
-const MIN_ROWS: usize = 48;
 /// Fewer rows read the right factor as it lies: gathering a panel costs about as much as two rows' products.
 const PANEL_ROWS: usize = 3;
 /// A right factor of at most so many elements is read as it lies by any number of rows: it stays in L1.
 const SMALL: usize = 4096;
-/// Jobs for each thread, so that none waits long for the last.
-const JOBS_A_THREAD: usize = 4;
-
 /// The right factor, `[depth, outputs]`.
 #[derive(Clone, Copy)]
 #[expect(
@@ -94,79 +80,6 @@ pub(crate) struct Dense<'a, T: Stored> {
     pub(crate) parts: Parts<'a, T>,
     pub(crate) rows: usize,
     pub(crate) depth: usize,
-}
-
-/// How a product is cut into jobs. The cut changes no bit of the result.
-#[derive(Clone, Copy)]
-struct Cut {
-    /// Rows and columns of a job.
-    rows: usize,
-    columns: usize,
-    /// Rows of a block.
-    block: usize,
-    /// Depth of a chunk.
-    chunk: usize,
-    /// Columns whose sums are held at once.
-    held: usize,
-    /// Rows of such sums.
-    waiting: usize,
-    /// Elements of scratch for panels.
-    panels: usize,
-}
-
-impl Cut {
-    /// `outputs` is a multiple of [`MAX_WIDTH`].
-    fn new(cpu: &Cpu, rows: usize, depth: usize, outputs: usize, packed: bool) -> Self {
-        let whole = depth <= CHUNK;
-        let jobs = match cpu.threads() {
-            1 => 1,
-            threads => JOBS_A_THREAD.saturating_mul(threads),
-        };
-        let (rows_of_job, columns) = if packed && whole {
-            let groups = jobs.div_ceil(rows.div_ceil(ROWS).max(1)).max(1);
-            (ROWS, outputs.div_ceil(groups))
-        } else {
-            let parts = jobs.div_ceil(outputs.div_ceil(COLUMNS).max(1));
-            let most = if whole { usize::MAX } else { WAITING_ROWS };
-            let even = rows.div_ceil(parts).max(MIN_ROWS).min(most);
-            (even.div_ceil(MAX_ROWS).saturating_mul(MAX_ROWS), COLUMNS)
-        };
-        let rows_of_job = rows_of_job.min(rows).max(1);
-        let columns = padded(columns.max(1)).min(outputs);
-        let (block, chunk) = (rows_of_job.min(ROWS), depth.min(CHUNK));
-        Self {
-            rows: rows_of_job,
-            columns,
-            block,
-            chunk,
-            held: if whole {
-                columns.min(MAX_WIDTH)
-            } else {
-                columns
-            },
-            waiting: if whole { block } else { rows_of_job },
-            panels: if packed {
-                chunk.min(SLICE) * MAX_WIDTH
-            } else {
-                chunk * columns
-            },
-        }
-    }
-
-    /// Elements of scratch for one worker: panels, a bias, a block of the left factor, sums.
-    fn worker_scratch<A>(&self) -> usize {
-        let left = self.block * self.chunk;
-        self.panels + MAX_WIDTH + left + self.waiting * self.held + margin::<A>()
-    }
-
-    fn jobs(&self, rows: usize, outputs: usize) -> usize {
-        rows.div_ceil(self.rows) * outputs.div_ceil(self.columns)
-    }
-}
-
-/// Columns that a part takes in the count of all: whole panels of every instruction set.
-fn padded(outputs: usize) -> usize {
-    outputs.div_ceil(MAX_WIDTH).saturating_mul(MAX_WIDTH)
 }
 
 /// Scratch of `count` products of one left factor, their right factors packed or not.
@@ -511,7 +424,9 @@ fn write_panel<S: Simd, T: Stored>(
         let [a, b] = load_row::<S, T::Acc, VECTORS>(simd, sums);
         let sum = [a + bias[0], b + bias[1]];
         if let Some(place) = whole {
-            // SAFETY: as below.
+            // SAFETY: `Jobs` gives each job once, jobs are disjoint in (part, row, column), the row of a panel lies side by side (`whole`), so
+            // the slice holds nothing else, it is dropped before the next is made, and `ViewMut` guarantees that no two elements share an
+            // index.
             let out = unsafe { to.out.slice(start + place..start + place + width) };
             if let Some(out) = T::as_acc_mut(out) {
                 store_row::<S, T::Acc, VECTORS>(&sum, out);

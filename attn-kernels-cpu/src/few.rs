@@ -20,8 +20,8 @@ use crate::flash::Call;
 use crate::heads::Head;
 use crate::matrix::transpose_rows;
 use crate::micro::{ByRows, Tile, is_512_bits, load_row, multiply, store_row, zeros};
-use crate::scores::{Job, KEYS};
-use crate::simd::{Lane, Simd, SimdBase, SimdFloat, lanes, load, splat};
+use crate::scores::{Job, KEYS, tiles_of_keys};
+use crate::simd::{Lane, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
 use crate::softmax::{PARTIALS, exp, finite_or_zero};
 use attn_core::AttentionShape;
 use core::ops::Range;
@@ -278,7 +278,7 @@ impl<T: Stored> Call<'_, T> {
         sources: &Sources<'_, T>,
         tiles: &mut FewTiles<'_, T::Acc>,
     ) {
-        for keys in crate::scores::tiles_of_keys(self.scoring.shape.key_length) {
+        for keys in tiles_of_keys(self.scoring.shape.key_length) {
             self.score_few(simd, job, sources, keys.clone(), tiles);
             let rows = tiles.s.chunks_exact_mut(KEYS);
             for (i, (query, s)) in job.queries.clone().zip(rows).enumerate() {
@@ -419,7 +419,7 @@ fn update_query<S: Simd, A: Lane>(simd: S, s: &mut [A], m: &mut A, l: &mut A, al
         }
         half /= 2;
     }
-    let first = |vector: crate::simd::Vector<S, A>, buffer: &mut [A; PARTIALS]| {
+    let first = |vector: Vector<S, A>, buffer: &mut [A; PARTIALS]| {
         vector.store_slice(&mut buffer[..lanes]);
         buffer[0]
     };
@@ -428,41 +428,36 @@ fn update_query<S: Simd, A: Lane>(simd: S, s: &mut [A], m: &mut A, l: &mut A, al
     *alpha = first(factor, &mut buffer);
 }
 
-/// Something done for `ROWS` queries from `row` on and `V` vectors from `vector` on.
-trait Panel<S: Simd> {
+/// Something done, with accumulators `A`, for `ROWS` queries from `row` on and `V` vectors from `vector` on.
+trait Panel<S: Simd, A> {
     fn run<const ROWS: usize, const V: usize>(&mut self, simd: S, row: usize, vector: usize);
 }
 
 /// Covers queries and vectors by panels with about as many accumulators as hide the latency of a fused multiply-add.
 #[inline(always)]
-fn cover<S: Simd, A: Lane>(simd: S, rows: usize, vectors: usize, panel: &mut impl PanelOf<S, A>) {
+fn cover<S: Simd, A: Lane>(simd: S, rows: usize, vectors: usize, panel: &mut impl Panel<S, A>) {
     let mut row = 0;
     while row + 4 <= rows {
         match is_512_bits::<S, A>() {
-            true => across::<S, _, 4, 4>(simd, row, vectors, panel),
-            false => across::<S, _, 4, 2>(simd, row, vectors, panel),
+            true => across::<S, A, _, 4, 4>(simd, row, vectors, panel),
+            false => across::<S, A, _, 4, 2>(simd, row, vectors, panel),
         }
         row += 4;
     }
     if row + 2 <= rows {
-        across::<S, _, 2, 4>(simd, row, vectors, panel);
+        across::<S, A, _, 2, 4>(simd, row, vectors, panel);
         row += 2;
     }
     if row < rows {
         match is_512_bits::<S, A>() {
-            true => across::<S, _, 1, 4>(simd, row, vectors, panel),
-            false => across::<S, _, 1, 8>(simd, row, vectors, panel),
+            true => across::<S, A, _, 1, 4>(simd, row, vectors, panel),
+            false => across::<S, A, _, 1, 8>(simd, row, vectors, panel),
         }
     }
 }
 
-/// A panel of accumulators `A`.
-trait PanelOf<S: Simd, A>: Panel<S> {}
-impl<S: Simd, A> PanelOf<S, A> for Scores<'_, A> where Self: Panel<S> {}
-impl<S: Simd, A> PanelOf<S, A> for Sums<'_, A> where Self: Panel<S> {}
-
 #[inline(always)]
-fn across<S: Simd, P: Panel<S>, const ROWS: usize, const V: usize>(
+fn across<S: Simd, A, P: Panel<S, A>, const ROWS: usize, const V: usize>(
     simd: S,
     row: usize,
     vectors: usize,
@@ -494,7 +489,7 @@ struct Scores<'a, A> {
     once: usize,
 }
 
-impl<S: Simd, A: Lane> Panel<S> for Scores<'_, A> {
+impl<S: Simd, A: Lane> Panel<S, A> for Scores<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize, const V: usize>(&mut self, simd: S, row: usize, vector: usize) {
         let first = vector * lanes::<S, A>();
@@ -521,7 +516,7 @@ struct Sums<'a, A> {
     keys: usize,
 }
 
-impl<S: Simd, A: Lane> Panel<S> for Sums<'_, A> {
+impl<S: Simd, A: Lane> Panel<S, A> for Sums<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize, const V: usize>(&mut self, simd: S, row: usize, vector: usize) {
         let first = vector * lanes::<S, A>();

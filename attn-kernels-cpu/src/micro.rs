@@ -5,9 +5,9 @@
 //! element has the same bits whatever tile it is computed in; that is what makes results independent of the number of
 //! rows, queries and threads.
 //!
-//! Two vectors of lanes and 6 or 8 rows give 12 or 16 independent chains: enough to hide the latency of a fused
-//! multiply-add (4 cycles, 2 a cycle), few enough for the 16 registers of AVX2 (12 + 2 + 1). With 512-bit registers there
-//! are 32, and 8 rows divide the usual depths.
+//! Two vectors of lanes and 6, 8 or 12 rows give 12, 16 or 24 independent chains: enough to hide the latency of a fused
+//! multiply-add (4 cycles, 2 a cycle). 6 rows fit the 16 registers of AVX2 (12 + 2 + 1). With 512-bit registers there are 32: 12 rows where
+//! the left factor is packed for the tile, else 8, since each row then needs a pointer of its own.
 
 use crate::simd::{Lane, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
 use core::ops::Range;

@@ -50,6 +50,16 @@ const fn packing(features: usize, outputs: usize) -> Packing {
 }
 
 impl<T: Element> Kernels<T> for Faulty {
+    as_the_reference!(
+        normalize,
+        attend,
+        normalize_backward,
+        attend_backward,
+        attend_scratch,
+        project_backward_scratch,
+        attend_backward_scratch
+    );
+
     fn project_scratch(&self, _: usize, _: usize, _: usize) -> usize {
         usize::from(self.0 == Fault::PackedTakesAnyScratch)
     }
@@ -147,32 +157,6 @@ impl<T: Element> Kernels<T> for Faulty {
         }
     }
 
-    fn normalize(
-        &self,
-        x: HostViewMut<'_, T>,
-        scale: HostView<'_, T::Acc>,
-        epsilon: f64,
-    ) -> Result<(), Error> {
-        REFERENCE.normalize(x, scale, epsilon)
-    }
-
-    fn attend_scratch(&self, _: &AttentionShape) -> usize {
-        0
-    }
-
-    fn attend(
-        &self,
-        call: Attention<'_, Host, T>,
-        out: HostViewMut<'_, T>,
-        scratch: &mut [T::Acc],
-    ) -> Result<(), Error> {
-        REFERENCE.attend(call, out, scratch)
-    }
-
-    fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-        0
-    }
-
     fn project_backward(
         &self,
         call: ProjectionBackward<'_, Host, T>,
@@ -186,22 +170,6 @@ impl<T: Element> Kernels<T> for Faulty {
             _ => call.d_out,
         };
         REFERENCE.project_backward(ProjectionBackward { d_out, ..call }, scratch)
-    }
-
-    fn normalize_backward(&self, call: NormalizeBackward<'_, Host, T>) -> Result<(), Error> {
-        REFERENCE.normalize_backward(call)
-    }
-
-    fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
-        0
-    }
-
-    fn attend_backward(
-        &self,
-        call: AttentionBackward<'_, Host, T>,
-        scratch: &mut [T::Acc],
-    ) -> Result<(), Error> {
-        REFERENCE.attend_backward(call, scratch)
     }
 }
 

@@ -38,31 +38,17 @@ impl Backend for Faulty {
 }
 
 impl<T: Element> Kernels<T> for Faulty {
-    fn project_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-        0
-    }
-
-    fn project(
-        &self,
-        call: &Projection<'_, Host, T>,
-        out: HostViewMut<'_, T>,
-        scratch: &mut [T::Acc],
-    ) -> Result<(), Error> {
-        REFERENCE.project(call, out, scratch)
-    }
-
-    fn normalize(
-        &self,
-        x: HostViewMut<'_, T>,
-        scale: HostView<'_, T::Acc>,
-        epsilon: f64,
-    ) -> Result<(), Error> {
-        REFERENCE.normalize(x, scale, epsilon)
-    }
-
-    fn attend_scratch(&self, _: &AttentionShape) -> usize {
-        0
-    }
+    as_the_reference!(
+        project,
+        normalize,
+        project_backward,
+        normalize_backward,
+        attend_backward,
+        project_scratch,
+        attend_scratch,
+        project_backward_scratch,
+        attend_backward_scratch
+    );
 
     fn attend(
         &self,
@@ -74,34 +60,6 @@ impl<T: Element> Kernels<T> for Faulty {
             1..=9 => attend_few(self.0, call, out),
             _ => REFERENCE.attend(call, out, scratch),
         }
-    }
-
-    fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-        0
-    }
-
-    fn project_backward(
-        &self,
-        call: ProjectionBackward<'_, Host, T>,
-        scratch: &mut [T::Acc],
-    ) -> Result<(), Error> {
-        REFERENCE.project_backward(call, scratch)
-    }
-
-    fn normalize_backward(&self, call: NormalizeBackward<'_, Host, T>) -> Result<(), Error> {
-        REFERENCE.normalize_backward(call)
-    }
-
-    fn attend_backward_scratch(&self, _: &AttentionShape) -> usize {
-        0
-    }
-
-    fn attend_backward(
-        &self,
-        call: AttentionBackward<'_, Host, T>,
-        scratch: &mut [T::Acc],
-    ) -> Result<(), Error> {
-        REFERENCE.attend_backward(call, scratch)
     }
 }
 

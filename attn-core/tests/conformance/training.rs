@@ -51,31 +51,13 @@ impl Backend for Faulty {
 }
 
 impl<T: Element> Kernels<T> for Faulty {
-    fn project_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-        0
-    }
-
-    fn project(
-        &self,
-        call: &Projection<'_, Host, T>,
-        out: HostViewMut<'_, T>,
-        scratch: &mut [T::Acc],
-    ) -> Result<(), Error> {
-        REFERENCE.project(call, out, scratch)
-    }
-
-    fn normalize(
-        &self,
-        x: HostViewMut<'_, T>,
-        scale: HostView<'_, T::Acc>,
-        epsilon: f64,
-    ) -> Result<(), Error> {
-        REFERENCE.normalize(x, scale, epsilon)
-    }
-
-    fn attend_scratch(&self, _: &AttentionShape) -> usize {
-        0
-    }
+    as_the_reference!(
+        project,
+        normalize,
+        project_scratch,
+        attend_scratch,
+        project_backward_scratch
+    );
 
     fn attend(
         &self,
@@ -104,10 +86,6 @@ impl<T: Element> Kernels<T> for Faulty {
             _ => {}
         }
         REFERENCE.attend(call, out, scratch)
-    }
-
-    fn project_backward_scratch(&self, _: usize, _: usize, _: usize) -> usize {
-        0
     }
 
     fn project_backward(
