@@ -55,8 +55,8 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     /// `plan` is that of the tokens' inputs, `[batch..., tokens, features]`; `out` is `[batch..., tokens, out_features]`; a mask of
     /// `inputs` broadcasts to `[batch..., heads, tokens, max_length]`. [`Plan::decode_scratch`] says how much scratch it takes.
     ///
-    /// Many tokens at once give the same bits as one after the other, if all are finite (a backend may let a query meet later values
-    /// with a weight of 0). With dropout, or a mask and [`FullyMasked::MeanOfValues`], they are done one after the other.
+    /// Many tokens at once give the same bits as one after the other, if all are finite and scores far from the dtype's limits (a backend may let a query
+    /// meet later values with a weight of 0, and beside a score of -inf a masked slot counts). With dropout, or a mask and [`FullyMasked::MeanOfValues`], they are done one after the other.
     ///
     /// # Errors
     ///

@@ -167,7 +167,7 @@ fn normalize(row: &mut [f64]) {
 }
 
 /// `finfo(dtype).min`.
-fn lowest(dtype: DType) -> f64 {
+pub(crate) fn lowest(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => f32::MIN.into(),
         DType::F64 => f64::MIN,

@@ -2,12 +2,13 @@
 
 use crate::axis::{concatenate, slice};
 use crate::cache::{AnyCache, Overwritten};
-use crate::forward::{Pass, resolve};
+use crate::einsum::lowest;
+use crate::forward::{Pass, Projected, resolve};
 use crate::layer::{Call, Output};
 use crate::stage::HostKernels;
 use crate::tensor::{Tensor, TensorView};
 use alloc::vec::Vec;
-use attn_core::{Error, Result, error::Disagreement};
+use attn_core::{Error, Result, ScalarType, error::Disagreement};
 
 /// The tokens of one call, the cache unchanged if it fails.
 pub(crate) fn prefill<B: HostKernels>(
@@ -69,8 +70,9 @@ impl Parts {
                 .with_make_rng_count(call.make_rng_count)
                 .with_sow_weights(call.sow_weights);
             let projected = pass.project_inputs(&part)?;
-            if count > 1 && !(is_finite(&projected.key) && is_finite(&projected.value)) {
-                // A weight of 0 does not hide an infinite value from an earlier query. Writing it later does.
+            // Without a mask every query sees its own key, whose score is enough to outweigh later slots.
+            let older = call.mask.map(|_| cache.cached_key.view());
+            if count > 1 && !hides_later_slots(&projected, older) {
                 self.one_by_one = true;
                 continue;
             }
@@ -117,11 +119,36 @@ fn token_axis([query, key, value]: &[TensorView<'_>; 3]) -> Result<(usize, usize
     Ok((axis, tokens))
 }
 
-fn is_finite(tensor: &Tensor) -> bool {
-    if let Some(elements) = tensor.as_slice::<f32>() {
-        return elements.iter().all(|x| x.is_finite());
+/// Whether the slots after a query's own get a weight of 0, and whether that hides what lies in them: a weight of 0 does not hide an
+/// infinite value, and beside a score of -inf, or near it, that of a masked slot counts. Tokens for which it does not hold are
+/// written one after the other.
+fn hides_later_slots(projected: &Projected, older: Option<TensorView<'_>>) -> bool {
+    let Projected { query, key, value } = projected;
+    let older_keys = older.as_ref().map_or(0.0, largest);
+    let most_key = largest(&key.view()).max(older_keys);
+    let depth = query.shape().last().copied().unwrap_or(0);
+    let most_score = largest(&query.view()) * most_key * libm::sqrt(depth as f64);
+    let keys = older.map_or(key.scalar(), |older| older.scalar());
+    let limit = [query.scalar(), key.scalar(), keys]
+        .into_iter()
+        .filter_map(ScalarType::float)
+        .fold(f64::MAX, |limit, dtype| limit.min(-lowest(dtype)));
+    // Half of it leaves room for rounding, and for the exponential of the distance to be 0.
+    most_score < limit / 2.0 && largest(&value.view()) < f64::INFINITY
+}
+
+/// The largest magnitude, infinite if an element is not a number.
+fn largest(tensor: &TensorView<'_>) -> f64 {
+    fn of(elements: impl Iterator<Item = f64>) -> f64 {
+        elements.fold(0.0, |most, x| match x.is_nan() {
+            true => f64::INFINITY,
+            false => f64::max(most, x.abs()),
+        })
     }
-    tensor.view().iter_f64().all(f64::is_finite)
+    match tensor.as_slice::<f32>() {
+        Some(elements) => of(elements.iter().copied().map(f64::from)),
+        None => of(tensor.iter_f64()),
+    }
 }
 
 /// How many of the next tokens can be done at once: those up to the first blind one. It sees no key in some row and so gets the mean

@@ -194,6 +194,32 @@ fn a_token_that_is_not_finite_stays_out_of_earlier_ones() {
 }
 
 #[test]
+fn scores_of_minus_infinity_meet_no_later_token() {
+    for dtype in DType::ALL {
+        for query in [f64::NEG_INFINITY, dtype_lowest(dtype)] {
+            let mut world = World::new(dtype, &[2], 6, 8);
+            for (name, value) in [("query", query), ("key", 1.0)] {
+                world.params.fill(&format!("{name}/kernel"), 0.0);
+                world.params.fill(&format!("{name}/bias"), value);
+            }
+            world.pieces_agree(&format!("{dtype} {query}"), &[6]);
+            world
+                .masked()
+                .pieces_agree(&format!("{dtype} {query} masked"), &[6]);
+        }
+    }
+}
+
+fn dtype_lowest(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => f32::MIN.into(),
+        DType::F64 => f64::MIN,
+        DType::F16 => attn_layers::core::f16::MIN.to_f64(),
+        DType::BF16 => attn_layers::core::bf16::MIN.to_f64(),
+    }
+}
+
+#[test]
 fn decoding_is_causal_attention() {
     for dtype in DType::ALL {
         let mut world = World::new(dtype, &[2], 8, 8);

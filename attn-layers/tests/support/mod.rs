@@ -68,6 +68,15 @@ impl Sizes {
 pub(crate) struct Parameters(pub(crate) Vec<(&'static str, Tensor)>);
 
 impl Parameters {
+    /// One number for all elements of a parameter.
+    pub(crate) fn fill(&mut self, path: &str, value: f64) {
+        let entry = self.0.iter_mut().find(|(name, _)| *name == path);
+        let (_, tensor) = entry.expect("a parameter of the layer");
+        let shape = *tensor.shape();
+        let values = core::iter::repeat_n(value, tensor.to_vec_f64().len());
+        *tensor = Tensor::from_f64s(tensor.scalar(), &shape, values).expect("the shape it had");
+    }
+
     /// Of every kind, in one dtype, of a size that keeps activations near 1.
     pub(crate) fn new(numbers: &mut Numbers, sizes: &Sizes, dtype: DType) -> Self {
         let (heads, depth) = (sizes.num_heads, sizes.head_dim);
