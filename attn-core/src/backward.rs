@@ -7,8 +7,8 @@ use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::layout::Dims;
 use crate::projection::{Projection, RowOrder};
-use crate::request::{Attention, AttentionShape, KeyValue};
-use crate::view::{Storage, View, ViewMut};
+use crate::request::{Attention, AttentionShape};
+use crate::view::{Flat, FlatMut, Storage, View, ViewMut};
 
 /// The gradients of an attention call (`jax.vjp` of `dot_product_attention`).
 #[derive(Debug)]
@@ -30,6 +30,10 @@ pub struct AttentionBackward<'a, S: Storage, T: Element> {
     /// Where the gradient of the bias goes, if it is wanted: of the bias's own shape, summed over the axes that it was
     /// broadcast along.
     pub d_bias: Option<ViewMut<'a, S, T::Acc>>,
+    /// Where the gradient of the table of relative positions goes, `[heads, distances]`, if it is wanted.
+    pub d_relative: Option<FlatMut<'a, S, T::Acc>>,
+    /// Where the gradient of the sinks goes, `[heads]`, if it is wanted.
+    pub d_sinks: Option<FlatMut<'a, S, T::Acc>>,
 }
 
 impl<S: Storage, T: Element> AttentionBackward<'_, S, T> {
@@ -37,11 +41,11 @@ impl<S: Storage, T: Element> AttentionBackward<'_, S, T> {
     ///
     /// # Errors
     ///
-    /// What [`Attention::shape`] finds; [`Error::Shape`] for the output, the statistics and the gradients; [`Error::Together`] for a gradient
-    /// of a bias that is not there.
+    /// What [`Attention::shape`] finds; [`Error::Shape`] or [`Error::Buffer`] for the output, the statistics and the gradients;
+    /// [`Error::Together`] for a gradient of a part that is not there; [`Error::Unsupported`] for a cache.
     pub fn shape(&self) -> Result<AttentionShape> {
         let shape = self.call.shape()?;
-        let KeyValue::Dense { key, value } = &self.call.source;
+        let (key, value) = self.call.dense()?;
         let query = self.call.query.shape();
         let out = shape.output(query)?;
         let fits = [
@@ -59,18 +63,33 @@ impl<S: Storage, T: Element> AttentionBackward<'_, S, T> {
         for (argument, got, wanted) in fits {
             same(argument, got, wanted)?;
         }
-        match (&self.d_bias, &self.call.scores.bias) {
-            (None, _) => Ok(shape),
-            (Some(d_bias), Some(bias)) => {
-                same("d_bias", d_bias.shape(), *bias.shape())?;
-                Ok(shape)
-            }
-            (Some(_), None) => Err(Error::Together {
-                left: "d_bias",
-                right: "bias",
-            }),
+        let scores = &self.call.scores;
+        if let Some(d_bias) = &self.d_bias {
+            let bias = together(scores.bias.as_ref(), "d_bias", "bias")?;
+            same("d_bias", d_bias.shape(), *bias.shape())?;
         }
+        if let Some(d_relative) = &self.d_relative {
+            let relative = together(scores.relative.as_ref(), "d_relative", "relative")?;
+            same_len("d_relative", d_relative, &relative.table)?;
+        }
+        if let Some(d_sinks) = &self.d_sinks {
+            let sinks = together(scores.sinks.as_ref(), "d_sinks", "sinks")?;
+            same_len("d_sinks", d_sinks, sinks)?;
+        }
+        Ok(shape)
     }
+}
+
+fn together<T>(part: Option<T>, left: &'static str, right: &'static str) -> Result<T> {
+    part.ok_or(Error::Together { left, right })
+}
+
+fn same_len<S: Storage, A: Element>(
+    argument: &'static str,
+    gradient: &FlatMut<'_, S, A>,
+    of: &Flat<'_, S, A>,
+) -> Result<()> {
+    gradient.as_flat().check_len(argument, of.len())
 }
 
 /// The gradients of a dense layer, `out = input · kernel + bias`.

@@ -177,6 +177,7 @@ mod tests {
         AttentionShape {
             batch: 2,
             num_heads: 3,
+            key_heads: 3,
             query_length: 4,
             key_length: 4,
             depth: 1,

@@ -211,7 +211,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// A type that a buffer can hold: the floats of [`DType`], and the bytes of a mask.
+/// A type that a buffer can hold: the floats of [`DType`], the bytes of a mask, the integers of lengths and of quantised caches.
 pub trait Scalar: sealed::Sealed + Pod + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The type's name among all scalar types.
     const SCALAR: ScalarType;
@@ -220,6 +220,11 @@ pub trait Scalar: sealed::Sealed + Pod + PartialEq + fmt::Debug + Send + Sync + 
 impl sealed::Sealed for u8 {}
 impl Scalar for u8 {
     const SCALAR: ScalarType = ScalarType::U8;
+}
+
+impl sealed::Sealed for i8 {}
+impl Scalar for i8 {
+    const SCALAR: ScalarType = ScalarType::I8;
 }
 
 impl sealed::Sealed for i32 {}

@@ -233,6 +233,29 @@ pub enum Error {
         /// What to do instead.
         instead: &'static str,
     },
+    /// A size of 0 where there must be something.
+    Zero {
+        /// The argument.
+        argument: &'static str,
+    },
+    /// A softcap that is not a number above 0.
+    Softcap {
+        /// The softcap.
+        got: f64,
+    },
+    /// A number in an array of lengths, pages or the like that cannot be.
+    Entry {
+        /// The argument.
+        argument: &'static str,
+        /// The element's index.
+        index: usize,
+        /// The number.
+        got: i64,
+        /// The least that it may be.
+        least: i64,
+        /// The most that it may be.
+        most: i64,
+    },
     /// A user's hook (`attention_fn`, `dot_general`, einsum) reported a failure.
     Hook {
         /// The hook's field.
@@ -346,6 +369,14 @@ impl fmt::Display for Error {
             Self::Exclusive { left, right } => write!(f, "`{left}` and `{right}` exclude each other; give only one of them"),
             Self::Together { left, right } => write!(f, "`{left}` and `{right}` must be given together; give both or neither"),
             Self::Unsupported { backend, feature, instead } => write!(f, "{backend} does not support {feature}. {instead}"),
+            Self::Zero { argument } => write!(f, "`{argument}` is 0; at least 1 is needed. Set it"),
+            Self::Softcap { got } => {
+                write!(f, "`softcap` is {got}; it must be a finite number above 0. Leave it out to cap nothing")
+            }
+            Self::Entry { argument, index, got, least, most } => write!(
+                f,
+                "`{argument}` has {got} at index {index}; it must lie between {least} and {most}. Check how that array is made"
+            ),
             Self::Hook { hook, reason } => write!(f, "the hook `{hook}` failed: {reason}"),
         }
     }

@@ -9,7 +9,9 @@
 //! | [`dtype`] | the one list of element types, JAX's promotion rules |
 //! | [`layout`] | shapes and strides of fixed capacity |
 //! | [`view`] | a borrowed buffer with a layout; storages that hold buffers |
-//! | [`mask`] | which keys a query sees, with polarity and alignment in the type |
+//! | [`position`], [`mask`], [`visible`] | which keys a query sees, with alignment and polarity in the type |
+//! | [`scores`] | how scores are made |
+//! | [`source`] | where keys and values come from: arrays, caches |
 //! | [`random`], [`dropout`] | JAX's keys and bits; which weights are dropped |
 //! | [`request`], [`backward`] | one attention call as a value; one call for its gradients |
 //! | [`projection`] | one dense layer as a value, its kernel as it lies or packed |
@@ -47,10 +49,14 @@ pub mod error;
 pub mod kernels;
 pub mod layout;
 pub mod mask;
+pub mod position;
 pub mod projection;
 pub mod random;
 pub mod request;
+pub mod scores;
+pub mod source;
 pub mod view;
+pub mod visible;
 
 pub use backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 pub use dropout::Dropout;
@@ -59,7 +65,13 @@ pub use error::{Error, Result};
 pub use half::{bf16, f16};
 pub use kernels::{Backend, Kernels};
 pub use layout::{Dims, Layout};
-pub use mask::{Causal, FullyMasked, Mask};
+pub use mask::{FullyMasked, Mask};
+pub use position::{Alignment, Causal, Window};
 pub use projection::{DenseKernel, PackedKernel, Packing, Projection, RowOrder};
-pub use request::{Attention, AttentionShape, KeyValue, Outputs, Scale, Scores, Visible};
-pub use view::{AnyView, AnyViewMut, Buffer, Host, HostView, HostViewMut, Storage, View, ViewMut};
+pub use request::{Attention, AttentionShape, Outputs};
+pub use scores::{Alibi, Relative, Scale, Scores, Stage};
+pub use source::{Cached, KeyValue, Place, Rows};
+pub use view::{
+    AnyView, AnyViewMut, Buffer, Flat, FlatMut, Host, HostView, HostViewMut, Storage, View, ViewMut,
+};
+pub use visible::{Blocks, Segments, Sequences, Visible};

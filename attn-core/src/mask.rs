@@ -1,4 +1,4 @@
-//! Which keys a query sees. Polarity and alignment are part of the type, so neither can be passed upside down.
+//! Mask tensors. Polarity is part of the type, so it cannot be passed upside down.
 
 use crate::view::{Host, Storage, View};
 use core::fmt;
@@ -89,74 +89,6 @@ impl<S: Storage> fmt::Debug for Mask<'_, S> {
     }
 }
 
-/// A causal mask without a tensor: query `q` sees key `k` if `k <= q + shift`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Causal(Alignment);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Alignment {
-    TopLeft,
-    BottomRight,
-    Offset(isize),
-}
-
-impl Causal {
-    /// Query 0 sees key 0: `make_causal_mask`, `is_causal` of PyTorch and JAX.
-    #[must_use]
-    pub const fn top_left() -> Self {
-        Self(Alignment::TopLeft)
-    }
-
-    /// The last query sees the last key: FlashAttention, ONNX with a past.
-    #[must_use]
-    pub const fn bottom_right() -> Self {
-        Self(Alignment::BottomRight)
-    }
-
-    /// Query 0 sees keys `0..=offset`: queries that continue a cache of `offset` tokens.
-    #[must_use]
-    pub const fn offset(offset: isize) -> Self {
-        Self(Alignment::Offset(offset))
-    }
-
-    /// How many keys beyond its own index a query sees; negative if fewer.
-    #[must_use]
-    pub const fn shift(self, query_length: usize, key_length: usize) -> isize {
-        match self.0 {
-            Alignment::TopLeft => 0,
-            Alignment::BottomRight => (key_length as isize).wrapping_sub(query_length as isize),
-            Alignment::Offset(offset) => offset,
-        }
-    }
-
-    /// Whether `query` sees `key`.
-    #[must_use]
-    pub const fn sees(
-        self,
-        query: usize,
-        key: usize,
-        query_length: usize,
-        key_length: usize,
-    ) -> bool {
-        key < self.visible(query, query_length, key_length)
-    }
-
-    /// How many keys, from the first on, `query` sees: at most `key_length`.
-    #[must_use]
-    pub const fn visible(self, query: usize, query_length: usize, key_length: usize) -> usize {
-        let end = (query as isize)
-            .saturating_add(self.shift(query_length, key_length))
-            .saturating_add(1);
-        if end <= 0 {
-            0
-        } else if (end as usize) < key_length {
-            end as usize
-        } else {
-            key_length
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,14 +100,5 @@ mod tests {
         let view = HostView::new(&bytes, &[1, 2]).unwrap();
         assert!(Mask::keep(view).sees(&[0], 0) && !Mask::drop(view).sees(&[0], 0));
         assert!(!Mask::keep(view).sees(&[0], 1) && Mask::drop(view).sees(&[0], 1));
-    }
-
-    #[test]
-    fn alignments_differ_where_lengths_do() {
-        assert_eq!(Causal::top_left().visible(0, 2, 5), 1);
-        assert_eq!(Causal::bottom_right().visible(0, 2, 5), 4);
-        assert_eq!(Causal::bottom_right().visible(0, 5, 2), 0);
-        assert_eq!(Causal::offset(isize::MAX).visible(3, 4, 9), 9);
-        assert_eq!(Causal::offset(isize::MIN).visible(3, 4, 9), 0);
     }
 }

@@ -9,90 +9,12 @@ use crate::dropout::Dropout;
 use crate::dtype::Element;
 use crate::error::{Disagreement, Error, Result};
 use crate::layout::Dims;
-use crate::mask::{Causal, FullyMasked, Mask};
-use crate::view::{Storage, View, ViewMut};
-
-/// What scores are multiplied with.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-#[non_exhaustive]
-pub enum Scale {
-    /// `1 / sqrt(depth)`, Flax's.
-    #[default]
-    InverseSqrtDepth,
-    /// A number of the caller's.
-    Value(f64),
-}
-
-impl Scale {
-    /// The factor for queries of `depth`.
-    ///
-    /// ```
-    /// assert_eq!(attn_core::Scale::InverseSqrtDepth.factor(16, |x| x.sqrt()), 0.25);
-    /// ```
-    ///
-    /// `sqrt` is the caller's, since `core` has none.
-    pub fn factor(self, depth: usize, sqrt: impl Fn(f64) -> f64) -> f64 {
-        match self {
-            Self::InverseSqrtDepth => 1.0 / sqrt(depth as f64),
-            Self::Value(value) => value,
-        }
-    }
-}
-
-/// How scores are made from a query and a key.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Scores<'a, S: Storage, T: Element> {
-    /// The factor on the dot product.
-    pub scale: Scale,
-    /// Added to the scaled scores before the mask; broadcasts to `[batch..., heads, query_length, key_length]`.
-    pub bias: Option<View<'a, S, T::Acc>>,
-}
-
-impl<S: Storage, T: Element> Default for Scores<'_, S, T> {
-    fn default() -> Self {
-        Self {
-            scale: Scale::default(),
-            bias: None,
-        }
-    }
-}
-
-/// Which keys a query sees: those that every part lets it see.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Visible<'a, S: Storage> {
-    /// A causal mask without a tensor.
-    pub causal: Option<Causal>,
-    /// A mask tensor.
-    pub mask: Option<Mask<'a, S>>,
-    /// What a query gets that sees no key.
-    pub fully_masked: FullyMasked,
-}
-
-impl<S: Storage> Default for Visible<'_, S> {
-    fn default() -> Self {
-        Self {
-            causal: None,
-            mask: None,
-            fully_masked: FullyMasked::default(),
-        }
-    }
-}
-
-/// Where keys and values come from.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum KeyValue<'a, S: Storage, T: Element> {
-    /// Two arrays: key `[batch..., key_length, heads, depth]`, value `[batch..., key_length, heads, value_depth]`. A contiguous cache is
-    /// this too, with [`Causal::offset`] to hide its unwritten slots.
-    Dense {
-        /// Keys.
-        key: View<'a, S, T>,
-        /// Values.
-        value: View<'a, S, T>,
-    },
-}
+use crate::mask::{FullyMasked, Mask};
+use crate::position::{Causal, Window};
+use crate::scores::{Alibi, Relative, Scale, Scores, Stage};
+use crate::source::{Cached, KeyValue, Place, Rows};
+use crate::view::{Flat, Storage, View, ViewMut};
+use crate::visible::{Blocks, Segments, Sequences, Visible};
 
 /// What is asked for beside the output itself.
 #[derive(Debug)]
@@ -101,6 +23,8 @@ pub struct Outputs<'a, S: Storage, T: Element> {
     /// The weights after softmax, `[batch..., heads, query_length, key_length]`, unrounded. Asking for them is the only way to ever
     /// hold an array of that size. They are those before dropout.
     pub weights: Option<ViewMut<'a, S, T::Acc>>,
+    /// Whether the weights are rather the scores at an earlier stage.
+    pub stage: Stage,
     /// What softmax leaves of a row, `[batch..., heads, query_length, 2]`: the largest score `m` and the sum `l` of `e^(score - m)`, so that
     /// `m + ln(l)` is the logarithm of the sum of exponentials. The backward pass needs them. (Two numbers, since a fully masked row's
     /// `m` is Flax's fill value, beside which `ln(l)` would vanish.)
@@ -111,6 +35,7 @@ impl<S: Storage, T: Element> Default for Outputs<'_, S, T> {
     fn default() -> Self {
         Self {
             weights: None,
+            stage: Stage::Softmax,
             statistics: None,
         }
     }
@@ -148,6 +73,22 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
         }
     }
 
+    /// Plain attention of `query` over a cache. A query that sees no key gets zero: a cache has no values beyond those of its tokens.
+    #[must_use]
+    pub fn cached(query: View<'a, S, T>, cached: &'a Cached<'a, S, T>) -> Self {
+        Self {
+            query,
+            source: KeyValue::Cached(cached),
+            scores: Scores::default(),
+            visible: Visible {
+                fully_masked: FullyMasked::Zero,
+                ..Visible::default()
+            },
+            dropout: None,
+            outputs: Outputs::default(),
+        }
+    }
+
     /// Another factor on the dot product.
     #[must_use]
     pub fn with_scale(mut self, scale: Scale) -> Self {
@@ -166,6 +107,62 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
     #[must_use]
     pub fn with_causal(mut self, causal: Option<Causal>) -> Self {
         self.visible.causal = causal;
+        self
+    }
+
+    /// A softcap on the scores.
+    #[must_use]
+    pub fn with_softcap(mut self, softcap: Option<f64>) -> Self {
+        self.scores.softcap = softcap;
+        self
+    }
+
+    /// Slopes against distance.
+    #[must_use]
+    pub fn with_alibi(mut self, alibi: Option<Alibi<'a, S, T>>) -> Self {
+        self.scores.alibi = alibi;
+        self
+    }
+
+    /// A relative position bias.
+    #[must_use]
+    pub fn with_relative(mut self, relative: Option<Relative<'a, S, T>>) -> Self {
+        self.scores.relative = relative;
+        self
+    }
+
+    /// Attention sinks, `[heads]`.
+    #[must_use]
+    pub fn with_sinks(mut self, sinks: Option<Flat<'a, S, T::Acc>>) -> Self {
+        self.scores.sinks = sinks;
+        self
+    }
+
+    /// A window around each query.
+    #[must_use]
+    pub fn with_window(mut self, window: Option<Window>) -> Self {
+        self.visible.window = window;
+        self
+    }
+
+    /// Where sequences begin and end.
+    #[must_use]
+    pub fn with_sequences(mut self, sequences: Option<Sequences<'a, S>>) -> Self {
+        self.visible.sequences = sequences;
+        self
+    }
+
+    /// Ids by which queries and keys belong together.
+    #[must_use]
+    pub fn with_segments(mut self, segments: Option<Segments<'a, S>>) -> Self {
+        self.visible.segments = segments;
+        self
+    }
+
+    /// A mask of whole blocks.
+    #[must_use]
+    pub fn with_blocks(mut self, blocks: Option<&'a Blocks<'a, S>>) -> Self {
+        self.visible.blocks = blocks;
         self
     }
 
@@ -204,6 +201,14 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
         self
     }
 
+    /// Asks for the scores at a stage in place of the weights.
+    #[must_use]
+    pub fn with_scores_at(mut self, stage: Stage, scores: Option<ViewMut<'a, S, T::Acc>>) -> Self {
+        self.outputs.stage = stage;
+        self.outputs.weights = scores;
+        self
+    }
+
     /// Checks that all parts fit each other and gives the call's sizes.
     ///
     /// # Errors
@@ -211,15 +216,19 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
     /// [`Error::Rank`], [`Error::Mismatch`] (in Flax's order: rank, batch dims, heads, lengths, depths), [`Error::Broadcast`] for bias and
     /// mask, [`Error::Shape`] for the weights and the statistics, [`Error::RandomLength`] for dropout.
     pub fn shape(&self) -> Result<AttentionShape> {
-        let KeyValue::Dense { key, value } = &self.source;
-        let shape = AttentionShape::of(self.query.shape(), key.shape(), value.shape())?;
+        let shape = match &self.source {
+            KeyValue::Dense { key, value } => {
+                AttentionShape::of(self.query.shape(), key.shape(), value.shape())?
+            }
+            source @ KeyValue::Cached(_) => {
+                let [key, value] = source.shapes(self.query.shape())?;
+                self.check_cached()?;
+                AttentionShape::of(self.query.shape(), &key, &value)?
+            }
+        };
         let weights = shape.weights(self.query.shape())?;
-        if let Some(bias) = &self.scores.bias {
-            bias.broadcast_to("bias", &weights)?;
-        }
-        if let Some(mask) = &self.visible.mask {
-            mask.view().broadcast_to("mask", &weights)?;
-        }
+        self.scores.check(&shape, &weights)?;
+        self.visible.check(&shape, &weights)?;
         if let Some(out) = &self.outputs.weights
             && *out.shape() != weights
         {
@@ -245,26 +254,86 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
         Ok(shape)
     }
 
+    /// Keys and values, if they are arrays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] for a cache.
+    #[expect(clippy::type_complexity, reason = "a pair of views")]
+    pub fn dense(&self) -> Result<(&View<'a, S, T>, &View<'a, S, T>)> {
+        match &self.source {
+            KeyValue::Dense { key, value } => Ok((key, value)),
+            KeyValue::Cached(_) => Err(Error::Unsupported {
+                backend: "this operation",
+                feature: "a cache",
+                instead: "Pass keys and values as arrays",
+            }),
+        }
+    }
+
+    /// The mean of all values would be one over slots that no token has been written to.
+    fn check_cached(&self) -> Result<()> {
+        match self.visible.fully_masked {
+            FullyMasked::Zero => Ok(()),
+            FullyMasked::MeanOfValues => Err(Error::Unsupported {
+                backend: "attention over a cache",
+                feature: "the mean of values for fully masked rows",
+                instead: "Use FullyMasked::Zero",
+            }),
+        }
+    }
+
     /// The parts that this request uses.
     #[must_use]
     pub fn features(&self) -> Features {
-        let mut used = match self.source {
+        let (scores, visible) = (&self.scores, &self.visible);
+        let parts = [
+            (Features::BIAS, scores.bias.is_some()),
+            (Features::SCALE, scores.scale != Scale::InverseSqrtDepth),
+            (Features::SOFTCAP, scores.softcap.is_some()),
+            (Features::ALIBI, scores.alibi.is_some()),
+            (Features::RELATIVE, scores.relative.is_some()),
+            (Features::SINKS, scores.sinks.is_some()),
+            (Features::CAUSAL, visible.causal.is_some()),
+            (Features::WINDOW, visible.window.is_some()),
+            (Features::SEQUENCES, visible.sequences.is_some()),
+            (Features::SEGMENTS, visible.segments.is_some()),
+            (Features::BLOCKS, visible.blocks.is_some()),
+            (Features::MASK, visible.mask.is_some()),
+            (
+                Features::ZERO_ROWS,
+                visible.fully_masked == FullyMasked::Zero,
+            ),
+            (Features::DROPOUT, self.dropout.is_some()),
+            (Features::STATISTICS, self.outputs.statistics.is_some()),
+            (Features::WEIGHTS, self.outputs.weights.is_some()),
+            (Features::STAGES, self.outputs.stage != Stage::Softmax),
+            (Features::GROUPED, self.is_grouped()),
+        ];
+        let source = match &self.source {
             KeyValue::Dense { .. } => Features::DENSE,
+            KeyValue::Cached(cached) => cached_features(cached),
         };
-        used = used.with(Features::BIAS, self.scores.bias.is_some());
-        used = used.with(
-            Features::SCALE,
-            self.scores.scale != Scale::InverseSqrtDepth,
-        );
-        used = used.with(Features::CAUSAL, self.visible.causal.is_some());
-        used = used.with(Features::MASK, self.visible.mask.is_some());
-        used = used.with(
-            Features::ZERO_ROWS,
-            self.visible.fully_masked == FullyMasked::Zero,
-        );
-        used = used.with(Features::DROPOUT, self.dropout.is_some());
-        used = used.with(Features::STATISTICS, self.outputs.statistics.is_some());
-        used.with(Features::WEIGHTS, self.outputs.weights.is_some())
+        parts
+            .into_iter()
+            .fold(source, |used, (part, is_used)| used.with(part, is_used))
+    }
+
+    /// Whether keys have fewer heads than queries, each for a group of them.
+    fn is_grouped(&self) -> bool {
+        let heads = |shape: &Dims| shape.rank().checked_sub(2).map(|axis| shape[axis]);
+        let key = match &self.source {
+            KeyValue::Dense { key, .. } => heads(key.shape()),
+            KeyValue::Cached(cached) => match &cached.key {
+                Rows::Plain(view) => heads(view.shape()),
+                Rows::Int8 { values, .. } => heads(values.shape()),
+                Rows::Q8_0 { bytes } => heads(bytes.shape()),
+            },
+        };
+        match (key, heads(self.query.shape())) {
+            (Some(key), Some(query)) => key < query && query.checked_rem(key) == Some(0),
+            _ => false,
+        }
     }
 
     /// Refuses the first part that is not in `supported`.
@@ -282,6 +351,21 @@ impl<'a, S: Storage, T: Element> Attention<'a, S, T> {
             }),
         }
     }
+}
+
+fn cached_features<S: Storage, T: Element>(cached: &Cached<'_, S, T>) -> Features {
+    let place = match cached.place {
+        Place::Contiguous => Features::CACHED,
+        Place::Ring => Features::RING,
+        Place::Paged { .. } => Features::PAGED,
+    };
+    [&cached.key, &cached.value]
+        .into_iter()
+        .fold(place, |used, rows| match rows {
+            Rows::Plain(_) => used,
+            Rows::Int8 { .. } => used.union(Features::INT8),
+            Rows::Q8_0 { .. } => used.union(Features::Q8_0),
+        })
 }
 
 /// A set of parts of a request.
@@ -309,7 +393,38 @@ impl Features {
     /// The statistics of the rows as an output.
     pub const STATISTICS: Self = Self(1 << 8);
 
-    const NAMES: [(Self, &'static str); 9] = [
+    /// Fewer heads of keys than of queries.
+    pub const GROUPED: Self = Self(1 << 9);
+    /// A softcap.
+    pub const SOFTCAP: Self = Self(1 << 10);
+    /// Linear biases.
+    pub const ALIBI: Self = Self(1 << 11);
+    /// A relative position bias.
+    pub const RELATIVE: Self = Self(1 << 12);
+    /// Attention sinks.
+    pub const SINKS: Self = Self(1 << 13);
+    /// A window.
+    pub const WINDOW: Self = Self(1 << 14);
+    /// Sequences of their own lengths.
+    pub const SEQUENCES: Self = Self(1 << 15);
+    /// Segments.
+    pub const SEGMENTS: Self = Self(1 << 16);
+    /// A mask of blocks.
+    pub const BLOCKS: Self = Self(1 << 17);
+    /// Scores at an earlier stage as an output.
+    pub const STAGES: Self = Self(1 << 18);
+    /// A contiguous cache.
+    pub const CACHED: Self = Self(1 << 19);
+    /// A ring.
+    pub const RING: Self = Self(1 << 20);
+    /// Pages.
+    pub const PAGED: Self = Self(1 << 21);
+    /// A cache of integers and factors.
+    pub const INT8: Self = Self(1 << 22);
+    /// A cache of blocks of 32 integers.
+    pub const Q8_0: Self = Self(1 << 23);
+
+    const NAMES: [(Self, &'static str); 24] = [
         (Self::DENSE, "dense keys and values"),
         (Self::BIAS, "an additive bias"),
         (Self::SCALE, "a custom scale"),
@@ -319,6 +434,21 @@ impl Features {
         (Self::WEIGHTS, "attention weights as an output"),
         (Self::DROPOUT, "dropout"),
         (Self::STATISTICS, "row statistics as an output"),
+        (Self::GROUPED, "grouped heads"),
+        (Self::SOFTCAP, "a softcap"),
+        (Self::ALIBI, "linear biases"),
+        (Self::RELATIVE, "a relative position bias"),
+        (Self::SINKS, "attention sinks"),
+        (Self::WINDOW, "a window"),
+        (Self::SEQUENCES, "sequences of their own lengths"),
+        (Self::SEGMENTS, "segments"),
+        (Self::BLOCKS, "a mask of blocks"),
+        (Self::STAGES, "scores as an output"),
+        (Self::CACHED, "a contiguous cache"),
+        (Self::RING, "a ring cache"),
+        (Self::PAGED, "a paged cache"),
+        (Self::INT8, "a cache of int8"),
+        (Self::Q8_0, "a cache of q8_0 blocks"),
     ];
 
     /// Both sets.
@@ -354,6 +484,8 @@ pub struct AttentionShape {
     pub batch: usize,
     /// Query heads.
     pub num_heads: usize,
+    /// Heads of keys and values, of which each serves `num_heads / key_heads` query heads.
+    pub key_heads: usize,
     /// Queries.
     pub query_length: usize,
     /// Keys.
@@ -371,6 +503,19 @@ impl AttentionShape {
     ///
     /// As [`Attention::shape`].
     pub fn of(query: &Dims, key: &Dims, value: &Dims) -> Result<Self> {
+        Self::checked(query, key, value, true)
+    }
+
+    /// As [`AttentionShape::of`], with as many heads of keys as of queries: Flax has no grouped heads.
+    ///
+    /// # Errors
+    ///
+    /// As [`Attention::shape`].
+    pub fn of_equal_heads(query: &Dims, key: &Dims, value: &Dims) -> Result<Self> {
+        Self::checked(query, key, value, false)
+    }
+
+    fn checked(query: &Dims, key: &Dims, value: &Dims, may_group: bool) -> Result<Self> {
         let mismatch = |what, left: &Dims, right: &Dims| {
             Err(Error::Mismatch {
                 what,
@@ -390,15 +535,18 @@ impl AttentionShape {
                 wanted: "[batch..., length, heads, depth]",
             });
         };
-        for (what, range) in [
-            (Disagreement::BatchDims, 0..axes),
-            (Disagreement::NumHeads, axes + 1..axes + 2),
-        ] {
-            for other in [key, value] {
-                if query[range.clone()] != other[range.clone()] {
-                    return mismatch(what, query, other);
-                }
+        for other in [key, value] {
+            if query[..axes] != other[..axes] {
+                return mismatch(Disagreement::BatchDims, query, other);
             }
+        }
+        let (num_heads, key_heads) = (query[axes + 1], key[axes + 1]);
+        let is_grouped = may_group && num_heads.checked_rem(key_heads) == Some(0) && num_heads > 0;
+        if num_heads != key_heads && !is_grouped {
+            return mismatch(Disagreement::NumHeads, query, key);
+        }
+        if value[axes + 1] != key_heads {
+            return mismatch(Disagreement::NumHeads, query, value);
         }
         if key[axes] != value[axes] {
             return mismatch(Disagreement::Lengths, key, value);
@@ -408,12 +556,22 @@ impl AttentionShape {
         }
         Ok(Self {
             batch: Dims::new(&query[..axes])?.elements()?,
-            num_heads: query[axes + 1],
+            num_heads,
+            key_heads,
             query_length: query[axes],
             key_length: key[axes],
             depth: query[axes + 2],
             value_depth: value[axes + 2],
         })
+    }
+
+    /// The head of keys and values that serves a query head.
+    #[must_use]
+    pub const fn key_head(&self, head: usize) -> usize {
+        match self.num_heads.checked_div(self.key_heads) {
+            Some(group) if group > 0 => head / group,
+            _ => head,
+        }
     }
 
     /// The shape of the weights, `[batch..., heads, query_length, key_length]`, for a query of this shape.

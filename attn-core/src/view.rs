@@ -55,6 +55,96 @@ pub type HostView<'a, T> = View<'a, Host, T>;
 /// A mutable view of a slice.
 pub type HostViewMut<'a, T> = ViewMut<'a, Host, T>;
 
+/// A buffer that is read from its first element to its last, without a layout: small arrays such as one number for each head.
+pub struct Flat<'a, S: Storage, T: Scalar> {
+    buf: &'a S::Buf<T>,
+}
+
+impl<'a, S: Storage, T: Scalar> Flat<'a, S, T> {
+    /// All of `buf`.
+    #[must_use]
+    pub const fn new(buf: &'a S::Buf<T>) -> Self {
+        Self { buf }
+    }
+
+    /// The buffer.
+    #[must_use]
+    pub const fn buf(&self) -> &'a S::Buf<T> {
+        self.buf
+    }
+
+    /// Number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buf.is_empty()
+    }
+
+    pub(crate) fn check_len(&self, argument: &'static str, wanted: usize) -> Result<()> {
+        let got = self.len();
+        if got == wanted {
+            return Ok(());
+        }
+        Err(Error::Buffer {
+            argument,
+            got,
+            wanted,
+        })
+    }
+}
+
+impl<S: Storage, T: Scalar> Clone for Flat<'_, S, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: Storage, T: Scalar> Copy for Flat<'_, S, T> {}
+
+impl<S: Storage, T: Scalar> fmt::Debug for Flat<'_, S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Flat<{}>[{}]", T::SCALAR, self.len())
+    }
+}
+
+/// As [`Flat`], and can be written.
+pub struct FlatMut<'a, S: Storage, T: Scalar> {
+    buf: &'a mut S::Buf<T>,
+}
+
+impl<'a, S: Storage, T: Scalar> FlatMut<'a, S, T> {
+    /// All of `buf`.
+    pub const fn new(buf: &'a mut S::Buf<T>) -> Self {
+        Self { buf }
+    }
+
+    /// The buffer.
+    pub const fn buf_mut(&mut self) -> &mut S::Buf<T> {
+        self.buf
+    }
+
+    /// A shared view of the same elements.
+    #[must_use]
+    pub const fn as_flat(&self) -> Flat<'_, S, T> {
+        Flat { buf: self.buf }
+    }
+
+    /// A shorter borrow of the same elements.
+    pub const fn reborrow(&mut self) -> FlatMut<'_, S, T> {
+        FlatMut { buf: self.buf }
+    }
+}
+
+impl<S: Storage, T: Scalar> fmt::Debug for FlatMut<'_, S, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FlatMut<{}>[{}]", T::SCALAR, self.buf.len())
+    }
+}
+
 fn check_bounds(layout: &Layout, len: usize) -> Result<()> {
     if layout.end()? > len {
         return Err(Error::Buffer {

@@ -15,8 +15,7 @@ use crate::simd::{Kernel, Lane, Simd};
 use crate::threads::{Jobs, Work};
 use crate::visibility::Visibility;
 use attn_core::{
-    Attention, AttentionShape, Error, Host, HostViewMut, KeyValue, Layout, Outputs, Result,
-    request::Features,
+    Attention, AttentionShape, Error, Host, HostViewMut, Layout, Outputs, Result, request::Features,
 };
 
 pub(crate) const SUPPORTED: Features = Features::DENSE
@@ -96,13 +95,7 @@ pub(crate) fn scoring<'a, T: Stored>(
     request: &Attention<'a, Host, T>,
     shape: &AttentionShape,
 ) -> Result<(Scoring<'a, T>, Heads<'a, T>)> {
-    let KeyValue::Dense { key, value } = &request.source else {
-        return Err(Error::Unsupported {
-            backend: "attn-kernels-cpu",
-            feature: "this source of keys and values",
-            instead: "Pass dense keys and values",
-        });
-    };
+    let (key, value) = request.dense()?;
     let weights = shape.weights(request.query.shape())?;
     let bias = request.scores.bias;
     let scale = request.scores.scale.factor(shape.depth, libm::sqrt);

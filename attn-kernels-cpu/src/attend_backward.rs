@@ -35,6 +35,7 @@ pub(crate) fn attend_backward<T: Stored>(
         mut d_key,
         mut d_value,
         mut d_bias,
+        ..
     } = request;
     let weights = shape.weights(call.query.shape())?;
     let dropout = call

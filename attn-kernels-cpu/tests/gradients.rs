@@ -59,6 +59,8 @@ where
         d_key,
         d_value,
         d_bias: None,
+        d_relative: None,
+        d_sinks: None,
     };
     let mut scratch = vec![T::Acc::default(); cpu.attend_backward_scratch(&sizes)];
     cpu.attend_backward(call, &mut scratch)
@@ -167,6 +169,8 @@ fn an_empty_array_may_name_any_place_of_its_buffer() {
                 d_value: HostViewMut::with_layout(&mut d_v, layout(0, &[length, 1, value_depth]))
                     .expect("nothing of it is outside"),
                 d_bias: None,
+                d_relative: None,
+                d_sinks: None,
             };
             cpu.attend_backward(backward, &mut scratch)
                 .expect("an empty call");

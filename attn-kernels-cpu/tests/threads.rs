@@ -123,6 +123,8 @@ where
         d_key: next(),
         d_value: next(),
         d_bias: Some(HostViewMut::new(&mut d_bias, bias_shape).expect("the shape fits")),
+        d_relative: None,
+        d_sinks: None,
     };
     let mut scratch = vec![T::Acc::default(); cpu.attend_backward_scratch(&sizes)];
     cpu.attend_backward(call, &mut scratch)

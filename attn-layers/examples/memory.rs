@@ -117,6 +117,8 @@ fn core_step(cpu: &Cpu, length: usize) -> Result<Held> {
         d_key: HostViewMut::new(d_key, &dims)?,
         d_value: HostViewMut::new(d_value, &dims)?,
         d_bias: None,
+        d_relative: None,
+        d_sinks: None,
     };
     cpu.attend_backward(backward, &mut scratch)?;
     Ok(Held {

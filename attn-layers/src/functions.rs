@@ -81,7 +81,7 @@ impl<'a> DotProductAttention<'a> {
 
     /// Shapes, in Flax's order; gives the sizes of the call.
     pub(crate) fn check(&self, value: &Dims) -> Result<AttentionShape> {
-        let shape = AttentionShape::of(self.query.shape(), self.key.shape(), value)?;
+        let shape = AttentionShape::of_equal_heads(self.query.shape(), self.key.shape(), value)?;
         let weights = shape.weights(self.query.shape())?;
         check_broadcast("bias", self.bias.as_ref(), &weights)?;
         check_broadcast("mask", self.mask.as_ref(), &weights)?;

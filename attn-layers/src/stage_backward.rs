@@ -176,6 +176,8 @@ fn attend_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>
             d_key: view_mut(&mut d_key)?,
             d_value: view_mut(&mut d_value)?,
             d_bias: d_bias.as_mut().map(view_mut).transpose()?,
+            d_relative: None,
+            d_sinks: None,
         };
         let mut scratch: Vec<T::Acc> = buffer(backend.attend_backward_scratch(&shape))?;
         backend.attend_backward(request, &mut scratch)?;

@@ -224,6 +224,8 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
             d_key: whole(scratch.k, keys, "k")?,
             d_value: whole(scratch.v, keys, "v")?,
             d_bias: None,
+            d_relative: None,
+            d_sinks: None,
         };
         self.pass.backend.attend_backward(request, scratch.tiles)
     }

@@ -4,9 +4,10 @@ mod dropout;
 mod gradients;
 
 use super::Group;
-use crate::mask::{Causal, FullyMasked};
+use crate::mask::FullyMasked;
+use crate::position::Causal;
 use crate::random::Convention;
-use crate::request::Scale;
+use crate::scores::Scale;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;

@@ -11,7 +11,7 @@ use super::{Maths, draws, oracle};
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::mask::FullyMasked;
-use crate::request::{Attention, AttentionShape, KeyValue};
+use crate::request::{Attention, AttentionShape};
 use crate::view::Host;
 use alloc::format;
 use alloc::vec;
@@ -109,7 +109,7 @@ impl<'a> Exam<'a> {
         computed: &Computed<T>,
     ) -> Result<()> {
         let mut numbers = Numbers::new(&format!("{} sample {}", self.case.name, self.draw));
-        let KeyValue::Dense { key, value } = &call.source;
+        let (key, value) = call.dense()?;
         let rows = Rows::new(call, shape)?;
         for matrix in 0..shape.batch * shape.num_heads {
             let (batch, head) = (matrix / shape.num_heads, matrix % shape.num_heads);

@@ -181,6 +181,8 @@ impl Exam<'_> {
             d_key: computed.d_key.view_mut()?,
             d_value: computed.d_value.view_mut()?,
             d_bias: computed.d_bias.as_mut().map(Placed::view_mut).transpose()?,
+            d_relative: None,
+            d_sinks: None,
         };
         let mut scratch = vec![nan; backend.attend_backward_scratch(shape)];
         backend.attend_backward(backward, &mut scratch)?;

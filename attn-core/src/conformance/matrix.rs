@@ -4,7 +4,8 @@ use super::rows::{Head, Rows};
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::mask::FullyMasked;
-use crate::request::{Attention, AttentionShape, KeyValue, Scale};
+use crate::request::{Attention, AttentionShape};
+use crate::scores::Scale;
 use crate::view::{Host, HostView};
 use alloc::vec::Vec;
 
@@ -34,7 +35,7 @@ impl Matrix {
         matrix: usize,
     ) -> Result<Self> {
         let (batch, head) = (matrix / shape.num_heads, matrix % shape.num_heads);
-        let KeyValue::Dense { key, value } = &call.source;
+        let (key, value) = call.dense()?;
         let read = |view: &HostView<'_, T>| Head::new(view.layout(), batch, head).rows(view.buf());
         let rows = Rows::new(call, shape)?;
         let queries = 0..shape.query_length;

@@ -5,7 +5,7 @@ pub(super) mod backward;
 use super::Maths;
 use crate::dtype::Element;
 use crate::mask::FullyMasked;
-use crate::request::Scale;
+use crate::scores::Scale;
 use alloc::vec;
 use alloc::vec::Vec;
 

@@ -12,7 +12,7 @@ use crate::kernels::{Backend, Kernels};
 use crate::layout::Dims;
 use crate::mask::FullyMasked;
 use crate::projection::{ColumnGroups, DenseKernel, Packing, Projection};
-use crate::request::{Attention, AttentionShape, Features, KeyValue, Outputs};
+use crate::request::{Attention, AttentionShape, Features, Outputs};
 use crate::view::{Host, HostView, HostViewMut};
 use alloc::vec::Vec;
 use core::mem;
@@ -232,7 +232,7 @@ impl Reference {
         asked: &mut Outputs<'_, Host, T>,
     ) -> Result<()> {
         let (batch, head) = (matrix / shape.num_heads, matrix % shape.num_heads);
-        let KeyValue::Dense { key, value } = &call.source;
+        let (key, value) = call.dense()?;
         let rows = Rows::new(call, shape)?;
         let [q, k, v, o] = [
             call.query.layout(),

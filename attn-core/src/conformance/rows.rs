@@ -4,7 +4,7 @@ use crate::dropout::KeepBits;
 use crate::dtype::Element;
 use crate::error::Result;
 use crate::layout::Layout;
-use crate::mask::Causal;
+use crate::position::Causal;
 use crate::request::{Attention, AttentionShape};
 use crate::view::{Host, HostView};
 use alloc::vec::Vec;

@@ -3,7 +3,7 @@
 use super::{MATHS, REFERENCE};
 use attn_core::conformance::{Group, run};
 use attn_core::{
-    Attention, AttentionBackward, AttentionShape, Backend, Element, Error, Host, HostView,
+    Attention, AttentionBackward, AttentionShape, Backend, Element, Error, FlatMut, Host, HostView,
     HostViewMut, Kernels, KeyValue, Layout, NormalizeBackward, Projection, ProjectionBackward,
     bf16, f16,
 };
@@ -165,6 +165,8 @@ fn backward<T: Element>(
         mut d_key,
         mut d_value,
         mut d_bias,
+        mut d_relative,
+        mut d_sinks,
     } = call;
     REFERENCE.attend_backward(
         AttentionBackward {
@@ -176,6 +178,8 @@ fn backward<T: Element>(
             d_key: d_key.reborrow(),
             d_value: d_value.reborrow(),
             d_bias: d_bias.as_mut().map(HostViewMut::reborrow),
+            d_relative: d_relative.as_mut().map(FlatMut::reborrow),
+            d_sinks: d_sinks.as_mut().map(FlatMut::reborrow),
         },
         scratch,
     )?;
@@ -489,6 +493,8 @@ fn bias_of_first_batch_only<T: Element>(
         d_key: HostViewMut::new(&mut d_key, key.shape())?,
         d_value: HostViewMut::new(&mut d_value, value.shape())?,
         d_bias: Some(d_bias),
+        d_relative: None,
+        d_sinks: None,
     };
     REFERENCE.attend_backward(backward, &mut [])
 }

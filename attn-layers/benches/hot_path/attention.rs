@@ -105,6 +105,8 @@ where
             d_key: HostViewMut::new(&mut self.d_k, shape)?,
             d_value: HostViewMut::new(&mut self.d_v, shape)?,
             d_bias: None,
+            d_relative: None,
+            d_sinks: None,
         };
         cpu.attend_backward(request, &mut self.tiles)
     }

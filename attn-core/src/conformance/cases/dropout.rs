@@ -1,7 +1,7 @@
 //! Attention that drops weights.
 
 use super::{Case, DropoutCase};
-use crate::mask::Causal;
+use crate::position::Causal;
 use crate::random::{Convention, Counters, DefaultWidth};
 use alloc::vec;
 use alloc::vec::Vec;

@@ -3,7 +3,7 @@
 
 use super::dropout::{HALF, kinds};
 use super::{Case, DropoutCase, Placement};
-use crate::mask::Causal;
+use crate::position::Causal;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;

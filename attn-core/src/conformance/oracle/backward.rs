@@ -140,7 +140,7 @@ mod tests {
 
     use super::super::super::data::Numbers;
     use super::*;
-    use crate::request::Scale;
+    use crate::scores::Scale;
     use alloc::vec;
 
     const MATHS: Maths = Maths {

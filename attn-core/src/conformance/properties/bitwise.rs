@@ -14,7 +14,7 @@ use super::{Broken, OnHost, run};
 use crate::dtype::Element;
 use crate::error::Error;
 use crate::layout::{Dims, Layout};
-use crate::mask::Causal;
+use crate::position::Causal;
 use crate::projection::{DenseKernel, Projection, RowOrder};
 use crate::request::Attention;
 use crate::view::{Host, HostView, HostViewMut};

@@ -121,13 +121,15 @@ fn attention_refused<T: Element, B: OnHost<T>>(
 
 fn inputs_that_disagree<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Broken> {
     use Disagreement::{BatchDims, Depths, Lengths, NumHeads, Rank};
-    let wrong: [(Disagreement, [&[usize]; 3]); 9] = [
+    let wrong: [(Disagreement, [&[usize]; 3]); 11] = [
         (Rank, [&[2, 3, 4], &[1, 2, 3, 4], &[2, 3, 4]]),
         (Rank, [&[2, 3, 4], &[2, 3, 4], &[1, 2, 3, 4]]),
         (BatchDims, [&[2, 5, 3, 4], &[1, 5, 3, 4], &[2, 5, 3, 4]]),
         (BatchDims, [&[2, 5, 3, 4], &[2, 5, 3, 4], &[1, 5, 3, 4]]),
         (NumHeads, [&[5, 3, 4], &[5, 2, 4], &[5, 3, 4]]),
         (NumHeads, [&[5, 3, 4], &[5, 3, 4], &[5, 1, 4]]),
+        (NumHeads, [&[5, 3, 4], &[5, 0, 4], &[5, 0, 4]]),
+        (NumHeads, [&[5, 3, 4], &[5, 6, 4], &[5, 6, 4]]),
         (Lengths, [&[5, 3, 4], &[6, 3, 4], &[5, 3, 4]]),
         (Lengths, [&[5, 3, 4], &[5, 3, 4], &[6, 3, 4]]),
         (Depths, [&[5, 3, 4], &[5, 3, 5], &[5, 3, 4]]),

@@ -9,7 +9,7 @@ use crate::backward::{AttentionBackward, ProjectionBackward};
 use crate::dropout::Dropout;
 use crate::dtype::{DType, Element};
 use crate::error::Error;
-use crate::mask::Causal;
+use crate::position::Causal;
 use crate::random::{Convention, Key};
 use crate::request::Attention;
 use crate::view::{Host, HostView, HostViewMut};
@@ -81,6 +81,8 @@ impl<T: Element> Setting<T> {
             d_key,
             d_value,
             d_bias: None,
+            d_relative: None,
+            d_sinks: None,
         };
         backend.attend_backward(call, scratch)
     }

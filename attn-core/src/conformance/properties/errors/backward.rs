@@ -117,6 +117,8 @@ fn attention_refused<T: Element, B: OnHost<T>>(
         d_key,
         d_value,
         d_bias: asked,
+        d_relative: None,
+        d_sinks: None,
     };
     let mut scratch = vec![T::Acc::default(); SCRATCH];
     let result = backend.attend_backward(backward, &mut scratch);
@@ -253,6 +255,8 @@ pub(super) fn dropout_beyond_its_counters<T: Element, B: OnHost<T>>(
         d_key: HostViewMut::new(second, &shape)?,
         d_value: HostViewMut::new(third, &shape)?,
         d_bias: None,
+        d_relative: None,
+        d_sinks: None,
     };
     let result = backend.attend_backward(backward, &mut scratch);
     is_error("a mask too long", &result, wanted)?;
