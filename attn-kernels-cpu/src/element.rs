@@ -3,13 +3,19 @@
 //! The 16-bit conversions are straight-line integer and float operations, so that the compiler makes vectors of them on
 //! every instruction set.
 
-use crate::simd::Lane;
+use crate::halves;
+use crate::simd::{Lane, Simd};
 use attn_core::{Element, bf16, f16};
 
 /// A stored element whose accumulator has vectors.
 pub(crate) trait Stored: Element<Acc: Lane> {
     /// `to[i] = from[i]`, exactly. Slices of equal length.
     fn widen(from: &[Self], to: &mut [Self::Acc]);
+    /// As [`Stored::widen`], by the machine's own instructions where it has some.
+    #[inline(always)]
+    fn widen_on<S: Simd>(_simd: S, from: &[Self], to: &mut [Self::Acc]) {
+        Self::widen(from, to);
+    }
     /// `to[i] = from[i]`, rounded. Slices of equal length.
     fn narrow(from: &[Self::Acc], to: &mut [Self]);
     /// The same elements where no widening is needed.
@@ -44,13 +50,18 @@ stored_as_is!(f32);
 stored_as_is!(f64);
 
 macro_rules! stored_in_16_bits {
-    ($type:ty, $widen:expr, $narrow:expr) => {
+    ($type:ty, $widen:expr, $narrow:expr, $first:expr) => {
         impl Stored for $type {
             #[inline(always)]
             fn widen(from: &[Self], to: &mut [f32]) {
                 for (to, from) in to.iter_mut().zip(from) {
                     *to = $widen(from.to_bits());
                 }
+            }
+            #[inline(always)]
+            fn widen_on<S: Simd>(simd: S, from: &[Self], to: &mut [f32]) {
+                let done = $first(simd, from, &mut *to);
+                Self::widen(&from[done..], &mut to[done..]);
             }
             #[inline(always)]
             fn narrow(from: &[f32], to: &mut [Self]) {
@@ -69,8 +80,8 @@ macro_rules! stored_in_16_bits {
         }
     };
 }
-stored_in_16_bits!(bf16, bf16_to_f32, f32_to_bf16);
-stored_in_16_bits!(f16, f16_to_f32, f32_to_f16);
+stored_in_16_bits!(bf16, bf16_to_f32, f32_to_bf16, |_, _, _| 0);
+stored_in_16_bits!(f16, f16_to_f32, f32_to_f16, halves::widen);
 
 #[inline(always)]
 fn bf16_to_f32(bits: u16) -> f32 {

@@ -175,7 +175,7 @@ impl<T: Stored> Call<'_, T> {
     ) {
         let scoring = &self.scoring;
         let depth = scoring.shape.depth;
-        let (rows, stride) = sources.key.rows(keys.clone(), 1, tiles.k);
+        let (rows, stride) = sources.key.rows(simd, keys.clone(), 1, tiles.k);
         let rows = Rows {
             sources,
             first: keys.start,
@@ -239,7 +239,7 @@ impl<T: Stored> Call<'_, T> {
     ) {
         let depth = self.scoring.shape.value_depth;
         let lanes = lanes::<S, T::Acc>();
-        let (v, stride) = sources.value.rows(keys.clone(), lanes, tiles.v);
+        let (v, stride) = sources.value.rows(simd, keys.clone(), lanes, tiles.v);
         let mut sums = Sums {
             p: tiles.s,
             v,

@@ -3,6 +3,7 @@
 use crate::element::Stored;
 use crate::prefetch::prefetch;
 use crate::shared::Shared;
+use crate::simd::Simd;
 use attn_core::{HostView, Layout};
 use core::ops::Range;
 
@@ -104,8 +105,9 @@ impl<'a, T: Stored> Head<'a, T> {
     /// Some rows, and the elements from one to the next: as they lie, or widened into `copy` where they need widening or do not end
     /// with a whole number of `multiple` columns; then what follows them is 0. A copied row is 16 columns or a multiple long.
     #[inline(always)]
-    pub(crate) fn rows<'b>(
+    pub(crate) fn rows<'b, S: Simd>(
         &self,
+        simd: S,
         rows: Range<usize>,
         multiple: usize,
         copy: &'b mut [T::Acc],
@@ -130,7 +132,7 @@ impl<'a, T: Stored> Head<'a, T> {
             let start = start + n * stride;
             let (to, beyond) = to.split_at_mut(depth);
             match self.column_stride {
-                1 => T::widen(&self.data[start..start + depth], to),
+                1 => T::widen_on(simd, &self.data[start..start + depth], to),
                 columns => {
                     for (column, to) in to.iter_mut().enumerate() {
                         *to = self.data[start + column * columns].to_acc();

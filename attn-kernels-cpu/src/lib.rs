@@ -58,6 +58,7 @@ mod element;
 mod few;
 mod flash;
 mod gemm;
+mod halves;
 mod heads;
 mod isa;
 mod matrix;
