@@ -233,6 +233,17 @@ pub enum Error {
         /// What to do instead.
         instead: &'static str,
     },
+    /// A device failed, for a reason that no argument names.
+    Device {
+        /// The backend.
+        backend: &'static str,
+        /// What it was asked.
+        operation: &'static str,
+        /// The driver's number.
+        code: i32,
+        /// What to do.
+        next: &'static str,
+    },
     /// A size of 0 where there must be something.
     Zero {
         /// The argument.
@@ -369,6 +380,9 @@ impl fmt::Display for Error {
             Self::Exclusive { left, right } => write!(f, "`{left}` and `{right}` exclude each other; give only one of them"),
             Self::Together { left, right } => write!(f, "`{left}` and `{right}` must be given together; give both or neither"),
             Self::Unsupported { backend, feature, instead } => write!(f, "{backend} does not support {feature}. {instead}"),
+            Self::Device { backend, operation, code, next } => {
+                write!(f, "{backend}: {operation} failed with error {code}. {next}")
+            }
             Self::Zero { argument } => write!(f, "`{argument}` is 0; at least 1 is needed. Set it"),
             Self::Softcap { got } => {
                 write!(f, "`softcap` is {got}; it must be a finite number above 0. Leave it out to cap nothing")

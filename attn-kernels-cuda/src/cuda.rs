@@ -1,158 +1,201 @@
-//! The backend value.
+//! The backend on a device's own memory.
 
 use crate::device::{Device, DeviceBuffer};
-use crate::driver;
+use crate::driver::{DeviceInfo, Driver, Image, ModuleId};
 use crate::error::CudaError;
+use crate::images::{self, Loaded, Module};
+use crate::ops;
 use attn_core::{
-    Attention, AttentionBackward, AttentionShape, Backend, Kernels, NormalizeBackward, Projection,
-    ProjectionBackward, View, ViewMut,
+    Attention, AttentionBackward, AttentionShape, Backend, Buffer, Element, Error, Kernels,
+    NormalizeBackward, Projection, ProjectionBackward, Scalar, View, ViewMut,
 };
-use core::convert::Infallible;
+use core::fmt;
+use std::sync::{Arc, OnceLock};
 
-/// A CUDA device that computes. This version has no way to make one.
-#[derive(Debug, Clone)]
-pub struct Cuda {
-    never: Infallible,
+/// A CUDA device that computes on arrays in its own memory. A clone is the same device.
+///
+/// Work is started in the order of the calls and goes on beside the host; [`CudaDevice::download`] and
+/// [`CudaDevice::synchronize`] wait for it.
+#[derive(Clone)]
+pub struct CudaDevice {
+    shared: Arc<Shared>,
 }
 
-impl Cuda {
-    /// The device with this number, counted as the driver counts.
+struct Shared {
+    driver: Arc<dyn Driver>,
+    modules: [OnceLock<ModuleId>; Module::COUNT],
+}
+
+impl CudaDevice {
+    /// A device behind a driver of the caller's.
+    #[must_use]
+    pub fn with_driver(driver: Arc<dyn Driver>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                driver,
+                modules: Default::default(),
+            }),
+        }
+    }
+
+    /// What is known of the device.
+    #[must_use]
+    pub fn info(&self) -> &DeviceInfo {
+        self.driver().info()
+    }
+
+    /// A new buffer. Its content is undefined.
     ///
     /// # Errors
     ///
-    /// [`CudaError::NoDriver`] if the driver's library is not on this machine, [`CudaError::NoKernels`] if it is: this
-    /// version ships none, so it never succeeds.
-    pub fn new(ordinal: usize) -> Result<Self, CudaError> {
-        Err(missing(ordinal, driver::find().is_some()))
+    /// [`CudaError::OutOfMemory`] and the driver's own.
+    pub fn buffer<T: Scalar>(&self, len: usize) -> Result<DeviceBuffer<T>, CudaError> {
+        DeviceBuffer::new(&self.shared.driver, len)
+    }
+
+    /// A new buffer with these elements.
+    ///
+    /// # Errors
+    ///
+    /// As [`CudaDevice::buffer`].
+    pub fn upload<T: Scalar>(&self, elements: &[T]) -> Result<DeviceBuffer<T>, CudaError> {
+        let buffer = self.buffer(elements.len())?;
+        if !elements.is_empty() {
+            self.driver()
+                .upload(buffer.address(), bytemuck::cast_slice(elements))?;
+        }
+        Ok(buffer)
+    }
+
+    /// Waits for what was started before, and copies a buffer's elements to the host.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Buffer`] if `to` has another length; the driver's own, those of earlier work too.
+    pub fn download<T: Scalar>(
+        &self,
+        from: &DeviceBuffer<T>,
+        to: &mut [T],
+    ) -> Result<(), CudaError> {
+        if from.len() != to.len() {
+            return Err(Error::Buffer {
+                argument: "to",
+                got: to.len(),
+                wanted: from.len(),
+            }
+            .into());
+        }
+        match to.is_empty() {
+            true => self.synchronize(),
+            false => Ok(self
+                .driver()
+                .download(from.address(), bytemuck::cast_slice_mut(to))?),
+        }
+    }
+
+    /// Waits until everything started is done.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own, those of earlier work too.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        Ok(self.driver().synchronize()?)
+    }
+
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        &*self.shared.driver
+    }
+
+    /// A module, loaded when it is first asked for.
+    pub(crate) fn module(&self, module: Module) -> Result<ModuleId, CudaError> {
+        let slot = &self.shared.modules[module as usize];
+        if let Some(id) = slot.get() {
+            return Ok(*id);
+        }
+        let id = match images::for_device(module, self.info())? {
+            Loaded::Ptx(text) => self.driver().load(Image::Ptx(&text)),
+            Loaded::Cubin(code) => self.driver().load(Image::Cubin(&code)),
+        }?;
+        Ok(*slot.get_or_init(|| id))
     }
 }
 
-/// What is missing on a machine with or without the driver.
-fn missing(ordinal: usize, driver_found: bool) -> CudaError {
-    if driver_found {
-        CudaError::NoKernels {
-            ordinal,
-            next: "Use the CPU backend, or a later version of this crate",
-        }
-    } else {
-        CudaError::NoDriver {
-            looked_for: driver::LIBRARY,
-            next: "Install NVIDIA's driver, add its folder to the loader's search path, or use the CPU backend",
-        }
+impl fmt::Debug for CudaDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CudaDevice").field(self.info()).finish()
     }
 }
 
-impl Backend for Cuda {
+impl Backend for CudaDevice {
     type Storage = Device;
     type Error = CudaError;
 
     fn name(&self) -> &'static str {
-        match self.never {}
+        crate::NAME
     }
 }
 
-// No `Cuda` exists to call these on. They are here so that every layer is compiled against a backend whose buffers are
-// not slices and whose error is its own.
-macro_rules! impl_kernels {
-    ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {$(
-        impl Kernels<$type> for Cuda {
-            fn project_scratch(&self, _rows: usize, _features: usize, _outputs: usize) -> usize {
-                match self.never {}
-            }
-
-            fn project(
-                &self,
-                _call: &Projection<'_, Device, $type>,
-                _out: ViewMut<'_, Device, $type>,
-                _scratch: &mut DeviceBuffer<$acc>,
-            ) -> Result<(), CudaError> {
-                match self.never {}
-            }
-
-            fn normalize(
-                &self,
-                _x: ViewMut<'_, Device, $type>,
-                _scale: View<'_, Device, $acc>,
-                _epsilon: f64,
-            ) -> Result<(), CudaError> {
-                match self.never {}
-            }
-
-            fn attend_scratch(&self, _shape: &AttentionShape) -> usize {
-                match self.never {}
-            }
-
-            fn attend(
-                &self,
-                _call: Attention<'_, Device, $type>,
-                _out: ViewMut<'_, Device, $type>,
-                _scratch: &mut DeviceBuffer<$acc>,
-            ) -> Result<(), CudaError> {
-                match self.never {}
-            }
-
-            fn project_backward_scratch(&self, _rows: usize, _features: usize, _outputs: usize) -> usize {
-                match self.never {}
-            }
-
-            fn project_backward(
-                &self,
-                _call: ProjectionBackward<'_, Device, $type>,
-                _scratch: &mut DeviceBuffer<$acc>,
-            ) -> Result<(), CudaError> {
-                match self.never {}
-            }
-
-            fn normalize_backward(&self, _call: NormalizeBackward<'_, Device, $type>) -> Result<(), CudaError> {
-                match self.never {}
-            }
-
-            fn attend_backward_scratch(&self, _shape: &AttentionShape) -> usize {
-                match self.never {}
-            }
-
-            fn attend_backward(
-                &self,
-                _call: AttentionBackward<'_, Device, $type>,
-                _scratch: &mut DeviceBuffer<$acc>,
-            ) -> Result<(), CudaError> {
-                match self.never {}
-            }
-        }
-    )+};
-}
-attn_core::for_each_dtype!(impl_kernels);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_error_says_which_part_is_missing() {
-        assert!(matches!(
-            missing(0, false),
-            CudaError::NoDriver { looked_for, .. } if looked_for == driver::LIBRARY
-        ));
-        assert!(matches!(
-            missing(7, true),
-            CudaError::NoKernels { ordinal: 7, .. }
-        ));
+impl<T: Element> Kernels<T> for CudaDevice {
+    fn project_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {
+        ops::dense::scratch(rows, features, outputs)
     }
 
-    #[test]
-    fn new_reports_what_this_machine_lacks() {
-        let error = Cuda::new(1).unwrap_err();
-        assert_eq!(error, missing(1, driver::find().is_some()));
+    fn project(
+        &self,
+        call: &Projection<'_, Device, T>,
+        out: ViewMut<'_, Device, T>,
+        scratch: &mut DeviceBuffer<T::Acc>,
+    ) -> Result<(), CudaError> {
+        ops::dense::project(self, call, out, scratch)
     }
 
-    #[test]
-    fn generic_code_compiles_for_every_dtype() {
-        fn is_backend<B>()
-        where
-            B: Kernels<f32> + Kernels<f64> + Kernels<attn_core::f16> + Kernels<attn_core::bf16>,
-            B: Backend<Storage = Device, Error = CudaError>,
-        {
-        }
-        is_backend::<Cuda>();
+    fn normalize(
+        &self,
+        x: ViewMut<'_, Device, T>,
+        scale: View<'_, Device, T::Acc>,
+        epsilon: f64,
+    ) -> Result<(), CudaError> {
+        ops::norm::normalize(self, x, scale, epsilon)
+    }
+
+    fn attend_scratch(&self, shape: &AttentionShape) -> usize {
+        ops::attend::scratch::<T>(self, shape)
+    }
+
+    fn attend(
+        &self,
+        call: Attention<'_, Device, T>,
+        out: ViewMut<'_, Device, T>,
+        scratch: &mut DeviceBuffer<T::Acc>,
+    ) -> Result<(), CudaError> {
+        ops::attend::attend(self, call, out, scratch)
+    }
+
+    fn project_backward_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {
+        ops::dense::backward_scratch(rows, features, outputs)
+    }
+
+    fn project_backward(
+        &self,
+        call: ProjectionBackward<'_, Device, T>,
+        scratch: &mut DeviceBuffer<T::Acc>,
+    ) -> Result<(), CudaError> {
+        ops::dense::project_backward(self, call, scratch)
+    }
+
+    fn normalize_backward(&self, call: NormalizeBackward<'_, Device, T>) -> Result<(), CudaError> {
+        ops::norm::normalize_backward(self, call)
+    }
+
+    fn attend_backward_scratch(&self, shape: &AttentionShape) -> usize {
+        ops::attend_backward::scratch::<T>(self, shape)
+    }
+
+    fn attend_backward(
+        &self,
+        call: AttentionBackward<'_, Device, T>,
+        scratch: &mut DeviceBuffer<T::Acc>,
+    ) -> Result<(), CudaError> {
+        ops::attend_backward::attend_backward(self, call, scratch)
     }
 }

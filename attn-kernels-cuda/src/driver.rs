@@ -1,108 +1,175 @@
-//! Whether the driver's library is on this machine.
-//!
-//! Looks for the file where the system's loader would, and opens nothing: loading a library runs its code, which this
-//! version has no use for. Departure from the loader: its cache (`/etc/ld.so.cache`) is not read, the folders that
-//! drivers are installed to are listed instead.
+//! What a device does for the backend: memory, modules, launches. A driver's library behind `cudarc` is one implementation,
+//! the emulator of the tests another, so the same launches and the same PTX run on both.
 
-use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use core::fmt;
 
-/// File name of the driver's library.
-pub(crate) const LIBRARY: &str = if cfg!(windows) {
-    "nvcuda.dll"
-} else {
-    "libcuda.so.1"
-};
-
-/// The variable that adds folders to the loader's.
-const SEARCH_VARIABLE: &str = if cfg!(windows) {
-    "PATH"
-} else {
-    "LD_LIBRARY_PATH"
-};
-
-/// Where distributions, containers and WSL put the driver.
-const FOLDERS: &[&str] = if cfg!(windows) {
-    &[r"C:\Windows\System32"]
-} else {
-    &[
-        "/lib/x86_64-linux-gnu",
-        "/usr/lib/x86_64-linux-gnu",
-        "/lib/aarch64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-        "/lib64",
-        "/usr/lib64",
-        "/lib",
-        "/usr/lib",
-        "/usr/local/lib",
-        "/usr/local/nvidia/lib64",
-        "/usr/lib/wsl/lib",
-        "/run/opengl-driver/lib",
-    ]
-};
-
-/// Path of the driver's library, or `None`.
-pub(crate) fn find() -> Option<PathBuf> {
-    let added = std::env::var_os(SEARCH_VARIABLE).unwrap_or_default();
-    let usual = FOLDERS.iter().map(PathBuf::from);
-    find_in(folders_of(&added).chain(usual))
+/// Why a device refused an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriverError {
+    /// What was asked.
+    pub operation: &'static str,
+    /// The driver's number (`CUresult`), or one of the emulator's, below 0.
+    pub code: i32,
+    /// What the driver or the emulator says of it.
+    pub message: String,
 }
 
-/// The folders of a search variable. An empty entry would mean the working directory to the loader; a driver is never
-/// meant by that, so it is left out.
-fn folders_of(variable: &OsStr) -> impl Iterator<Item = PathBuf> {
-    std::env::split_paths(variable).filter(|folder| !folder.as_os_str().is_empty())
+impl DriverError {
+    /// `CUDA_ERROR_OUT_OF_MEMORY`.
+    pub const OUT_OF_MEMORY: i32 = 2;
+    /// Access outside of what is allocated, misaligned or of bytes that nothing wrote, a race, a deadlock: the emulator's findings.
+    pub const FINDING: i32 = -1;
+    /// An instruction that the emulator does not know.
+    pub const UNKNOWN_INSTRUCTION: i32 = -2;
+    /// A kernel or parameter that the module does not have.
+    pub const NO_KERNEL: i32 = -3;
 }
 
-fn find_in(mut folders: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
-    folders.find_map(|folder| library_in(&folder))
+impl fmt::Display for DriverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.operation, self.message, self.code)
+    }
 }
 
-fn library_in(folder: &Path) -> Option<PathBuf> {
-    Some(folder.join(LIBRARY)).filter(|path| path.is_file())
+impl core::error::Error for DriverError {}
+
+/// What is known of a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its name.
+    pub name: String,
+    /// Compute capability, as `(9, 0)`.
+    pub capability: (u32, u32),
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Shared memory that a block may ask for, in bytes.
+    pub shared_per_block: u32,
+    /// The CUDA version of its driver, as 13000; 0 for the emulator.
+    pub driver_version: u32,
+    /// Whether it executes PTX text itself and takes no machine code.
+    pub wants_ptx: bool,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// Code for a device.
+#[derive(Debug, Clone, Copy)]
+pub enum Image<'a> {
+    /// PTX text.
+    Ptx(&'a str),
+    /// Machine code.
+    Cubin(&'a [u8]),
+}
 
-    /// A folder of its own for one test, removed at the end.
-    struct Folder(PathBuf);
+/// A module that a driver has loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ModuleId(pub u64);
 
-    impl Folder {
-        fn new(test: &str) -> Self {
-            let path =
-                std::env::temp_dir().join(format!("attn-cuda-{}-{test}", std::process::id()));
-            std::fs::create_dir_all(&path).unwrap();
-            Self(path)
-        }
-    }
+/// A launch: which kernel, on how many threads, with which parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// The module.
+    pub module: ModuleId,
+    /// The kernel's name in it.
+    pub kernel: &'a str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared: u32,
+    /// The bytes of each parameter.
+    pub params: &'a [&'a [u8]],
+}
 
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
+/// What a tensor map describes: an array of 16-bit elements in global memory, and the box that one copy brings into shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorMap {
+    /// Address of the first element.
+    pub address: u64,
+    /// Axis lengths, the fastest first.
+    pub dims: [u64; 4],
+    /// Bytes from one index of axes 1, 2 and 3 to the next.
+    pub strides: [u64; 3],
+    /// Elements of the box along each axis.
+    pub box_dims: [u32; 4],
+    /// Whether elements are bf16 rather than f16.
+    pub is_bf16: bool,
+}
 
-    #[test]
-    fn a_library_in_the_last_folder_is_found() {
-        let (empty, full) = (Folder::new("empty"), Folder::new("full"));
-        std::fs::write(full.0.join(LIBRARY), []).unwrap();
-        let found = find_in([empty.0.clone(), full.0.clone()].into_iter());
-        assert_eq!(found, Some(full.0.join(LIBRARY)));
-    }
+/// A device that computes. All calls act in the order in which they are made (on one stream); only [`Driver::download`] and
+/// [`Driver::synchronize`] wait.
+pub trait Driver: Send + Sync + fmt::Debug {
+    /// What is known of the device.
+    fn info(&self) -> &DeviceInfo;
 
-    #[test]
-    fn a_folder_of_that_name_is_no_library() {
-        let folder = Folder::new("directory");
-        std::fs::create_dir(folder.0.join(LIBRARY)).unwrap();
-        assert_eq!(find_in([folder.0.clone()].into_iter()), None);
-    }
+    /// New memory, aligned to 256 bytes. Its content is undefined.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::OUT_OF_MEMORY`] and the driver's own.
+    fn allocate(&self, bytes: usize) -> Result<u64, DriverError>;
 
-    #[test]
-    fn empty_entries_of_the_variable_are_left_out() {
-        let joined = std::env::join_paths(["", "/opt/driver", ""]).unwrap();
-        let folders: Vec<_> = folders_of(&joined).collect();
-        assert_eq!(folders, [PathBuf::from("/opt/driver")]);
-    }
+    /// Gives memory back, once what was asked before is done with it.
+    fn free(&self, address: u64);
+
+    /// Copies from the host.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own.
+    fn upload(&self, to: u64, from: &[u8]) -> Result<(), DriverError>;
+
+    /// Waits, and copies to the host.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own; also those of launches before it.
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<(), DriverError>;
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own.
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DriverError>;
+
+    /// Fills memory with a byte.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own.
+    fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<(), DriverError>;
+
+    /// Loads code.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own, as for code of another architecture.
+    fn load(&self, image: Image<'_>) -> Result<ModuleId, DriverError>;
+
+    /// Starts a kernel.
+    ///
+    /// # Safety
+    ///
+    /// The parameters are those that the kernel declares, and every address in them names memory that the kernel may access as
+    /// it does.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own; the emulator's findings.
+    #[expect(unsafe_code, reason = "a kernel accesses what its parameters say")]
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), DriverError>;
+
+    /// The 128 bytes that describe an array to the copy engine of sm_90, with 128-byte swizzle and zeros outside the array.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own.
+    fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16], DriverError>;
+
+    /// Waits until everything asked is done.
+    ///
+    /// # Errors
+    ///
+    /// The driver's own; also those of launches before it.
+    fn synchronize(&self) -> Result<(), DriverError>;
 }

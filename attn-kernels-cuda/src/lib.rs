@@ -1,34 +1,34 @@
-//! The CUDA backend's place in the workspace: its value, its storage and its errors.
-//!
-//! This version ships no kernels. [`Cuda::new`] looks for the driver and says, as a typed error, which part is missing: the
-//! driver on this machine, or the kernels in this crate. Nothing falls back to the CPU silently.
-//!
-//! ```
-//! use attn_kernels_cuda::{Cuda, CudaError};
-//!
-//! match Cuda::new(0) {
-//!     Err(CudaError::NoDriver { looked_for, .. }) => println!("no {looked_for} here"),
-//!     Err(error) => println!("{error}"),
-//!     Ok(cuda) => println!("{cuda:?}"),
-//! }
-//! ```
-//!
-//! The types are in place nevertheless: [`Cuda`] is a [`Backend`](attn_core::Backend) with [`Kernels`](attn_core::Kernels) of every dtype over
-//! the storage [`Device`], so a layer written over any backend compiles for it today. Neither [`Cuda`] nor a
-//! [`DeviceBuffer`] can be made yet, and the compiler knows it.
+//! The CUDA backend: attention, its gradients, dense layers and layer norm on NVIDIA's GPUs.
 //!
 //! | module | subject |
 //! |---|---|
-//! | `cuda` | the backend value |
+//! | `host` | the backend on the host's arrays: copies in, computes, copies out |
+//! | `cuda` | the backend on the device's arrays |
 //! | `device` | where its buffers live |
-//! | `driver` | whether the driver's library is on this machine |
-//! | `error` | what can be missing |
+//! | `driver` | what a device does for the backend, as a trait |
+//! | `nvidia` | NVIDIA's driver, through `cudarc` |
+//! | `images` | the code that comes with the crate |
+//! | `params` | what kernels take |
+//! | `launch` | allocations and launches |
+//! | `ops` | what each operation checks and launches |
+//! | `error` | what can go wrong |
 
 mod cuda;
 mod device;
-mod driver;
+pub mod driver;
 mod error;
+mod host;
+mod images;
+mod launch;
+#[cfg(feature = "driver")]
+mod nvidia;
+mod ops;
+mod params;
 
-pub use cuda::Cuda;
+pub use cuda::CudaDevice;
 pub use device::{Device, DeviceBuffer};
 pub use error::CudaError;
+pub use host::Cuda;
+
+/// The backend's name in messages and tables.
+const NAME: &str = "attn-kernels-cuda";

@@ -1,0 +1,69 @@
+//! A call of attention: checks, then one of the kernels.
+
+use super::{enough, suffix};
+use crate::cuda::CudaDevice;
+use crate::device::{Device, DeviceBuffer};
+use crate::error::CudaError;
+use crate::images::Module;
+use crate::launch::Kernel;
+use crate::params::Attend;
+use attn_core::request::Features;
+use attn_core::{Attention, AttentionShape, Buffer, Element, Error, ViewMut};
+
+pub(crate) const SUPPORTED: Features = Features::DENSE
+    .union(Features::BIAS)
+    .union(Features::SCALE)
+    .union(Features::CAUSAL)
+    .union(Features::MASK)
+    .union(Features::ZERO_ROWS)
+    .union(Features::WEIGHTS)
+    .union(Features::DROPOUT)
+    .union(Features::STATISTICS)
+    .union(Features::GROUPED);
+
+pub(crate) fn scratch<T: Element>(_device: &CudaDevice, _shape: &AttentionShape) -> usize {
+    0
+}
+
+pub(crate) fn attend<T: Element>(
+    device: &CudaDevice,
+    call: Attention<'_, Device, T>,
+    out: ViewMut<'_, Device, T>,
+    scratch: &mut DeviceBuffer<T::Acc>,
+) -> Result<(), CudaError> {
+    let shape = check(device, &call, &out, scratch.len())?;
+    let params = Attend::forward(&call, &shape, &out, scratch)?;
+    let tiles = shape.query_length.div_ceil(64) as u64;
+    let name = format!("attend_{}", suffix(T::DTYPE));
+    device.launch(
+        Kernel {
+            module: Module::Attend,
+            name: &name,
+            blocks: params.matrices() * tiles,
+            threads: 256,
+            shared: 0,
+        },
+        &params,
+    )
+}
+
+fn check<T: Element>(
+    device: &CudaDevice,
+    call: &Attention<'_, Device, T>,
+    out: &ViewMut<'_, Device, T>,
+    scratch: usize,
+) -> Result<AttentionShape, CudaError> {
+    call.check_supported(crate::NAME, SUPPORTED)?;
+    let shape = call.shape()?;
+    let wanted = shape.output(call.query.shape())?;
+    if *out.shape() != wanted {
+        return Err(Error::Shape {
+            argument: "output",
+            got: *out.shape(),
+            wanted,
+        }
+        .into());
+    }
+    enough(scratch, self::scratch::<T>(device, &shape))?;
+    Ok(shape)
+}
