@@ -28,6 +28,9 @@ pub mod nvrtc;
 mod ops;
 mod params;
 
+#[cfg(feature = "driver")]
+pub use cudarc;
+
 pub use cuda::CudaDevice;
 pub use device::{Device, DeviceBuffer};
 pub use error::CudaError;
