@@ -12,7 +12,7 @@
   KERNEL(d_input_##NAME, Product, 256, 2, Simt<T, false, true>::run)        \
   KERNEL(d_kernel_##NAME, Product, 256, 2, Simt<T, true, false>::run)       \
   KERNEL(few_1_##NAME, Product, 256, 4, few_simt<T, 1>)                     \
-  KERNEL(few_8_##NAME, Product, 256, 3, few_simt<T, 8>)                     \
+  KERNEL(few_8_##NAME, Product, 256, 2, few_simt<T, 8>)                     \
   KERNEL(sum_##NAME, Sum, 256, 4, sum<T, T>)
 
 #define TENSOR(NAME, T)                                                             \

@@ -96,14 +96,14 @@ DEVICE void load_tile(T* to, const Operand& o, u32 row, u32 rows, u32 column, u3
 // The bias of a column.
 template <typename T> DEVICE Acc<T> bias_of(const Product& p, u32 column) {
   if (!p.bias) return 0;
-  return Scalar<T>::widen(reinterpret_cast<const T*>(p.bias)[i64(column) * p.bias_stride]);
+  return widen(reinterpret_cast<const T*>(p.bias)[i64(column) * p.bias_stride]);
 }
 
 // Writes an element, whose bias was added.
 template <typename T> DEVICE void write(const Product& p, u32 row, u32 column, Acc<T> sum) {
   T* to = reinterpret_cast<T*>(p.out.address) + row_at(p.out, row) + column_at(p.out, column);
-  if (p.accumulate) sum += Scalar<T>::widen(*to);
-  *to = Scalar<T>::narrow(sum);
+  if (p.accumulate) sum += widen(*to);
+  *to = narrow<T>(sum);
 }
 
 // Writes W elements of a row from column on, those below n, whose biases were not added.
@@ -118,10 +118,10 @@ template <typename T, int W> DEVICE void write_piece(const Product& p, u32 row, 
     if (p.accumulate) {
       piece.bits = *reinterpret_cast<uint4*>(to);
 #pragma unroll
-      for (int i = 0; i < W; i++) sums[i] += Scalar<T>::widen(piece.elements[i]);
+      for (int i = 0; i < W; i++) sums[i] += widen(piece.elements[i]);
     }
 #pragma unroll
-    for (int i = 0; i < W; i++) piece.elements[i] = Scalar<T>::narrow(sums[i]);
+    for (int i = 0; i < W; i++) piece.elements[i] = narrow<T>(sums[i]);
     *reinterpret_cast<uint4*>(to) = piece.bits;
     return;
   }

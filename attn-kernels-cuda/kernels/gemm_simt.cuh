@@ -3,8 +3,6 @@
 
 #include "gemm.cuh"
 
-DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-DEVICE double multiply_add(double a, double b, double c) { return __fma_rn(a, b, c); }
 
 // 16 bytes of elements.
 template <typename T> struct alignas(16) Quad { T x[16 / sizeof(T)]; };

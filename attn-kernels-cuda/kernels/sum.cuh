@@ -24,7 +24,7 @@ template <typename From, typename To> DEVICE void sum(const Sum& p) {
     const From* from = reinterpret_cast<const From*>(p.from.address) + column_at(p.from, column);
 #pragma unroll 8
     for (u32 row = first + warp; row < end; row += WARPS)
-      total += double(Scalar<From>::widen(from[row_at(p.from, row)]));
+      total += double(widen(from[row_at(p.from, row)]));
   }
   parts[warp][lane] = total;
   __syncthreads();
@@ -32,5 +32,5 @@ template <typename From, typename To> DEVICE void sum(const Sum& p) {
 #pragma unroll
   for (int i = 1; i < WARPS; i++) total += parts[i][lane];
   To* to = reinterpret_cast<To*>(p.to) + i64(slice) * p.slice + i64(column) * p.column;
-  *to = Scalar<To>::narrow(Acc<To>(total));
+  *to = narrow<To>(Acc<To>(total));
 }
