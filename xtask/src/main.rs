@@ -14,6 +14,7 @@ mod ci;
 mod deps;
 mod fuzz;
 mod golden;
+mod gpu_check;
 mod instructions;
 mod kernels;
 mod lint;
@@ -51,6 +52,8 @@ cargo xtask COMMAND [OPTIONS]
               baseline; accepts the counts as the new one, or makes a skip a failure
   golden [--venv DIR]
               makes the recorded cases anew from real Flax (needs Python and the network)
+  gpu-check --pack FOLDER
+              puts what a machine with a GPU needs to check and time the CUDA kernels into a folder, with a script that does it
   kernels [--nvrtc FOLDER] [--check] [--module NAME]
               compiles the CUDA kernels for every architecture (needs Python's pip and the network, or a folder with NVRTC), or fails
               if what is committed is not what the sources give
@@ -90,6 +93,7 @@ fn run() -> Result<()> {
         "snapshots" => snapshots::command(args),
         "instructions" => instructions::command(args),
         "golden" => golden::command(args),
+        "gpu-check" => gpu_check::command(args),
         "kernels" => kernels::command(args),
         "fuzz" => fuzz::command(args),
         "msrv" => msrv::command(args),
