@@ -4,8 +4,8 @@ use crate::device::{Device, DeviceBuffer};
 use crate::driver::{DeviceInfo, Driver, Image, ModuleId};
 use crate::error::CudaError;
 use crate::images::{self, Loaded, Module};
-use crate::options::Options;
 use crate::ops;
+use crate::options::Options;
 use attn_core::{
     Attention, AttentionBackward, AttentionShape, Backend, Buffer, Element, Error, Kernels,
     NormalizeBackward, Projection, ProjectionBackward, Scalar, View, ViewMut,

@@ -190,7 +190,8 @@ impl Nvidia {
         let shared = launch.shared.max(48 << 10);
         if shared > 48 << 10 {
             self.run("asking for shared memory", |_| {
-                let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let attribute =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // SAFETY: the function was found above.
                 #[expect(unsafe_code, reason = "a function of C")]
                 unsafe {
