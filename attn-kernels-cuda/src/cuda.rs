@@ -56,6 +56,14 @@ impl CudaDevice {
         self
     }
 
+    /// Whether dense layers whose rows need not be rounded alike may be computed by cuBLASLt, where it is installed: faster where a
+    /// product is large, but not to the bits of the same rows among others or of another version of it.
+    #[must_use]
+    pub const fn with_library_products(mut self, allowed: bool) -> Self {
+        self.options.library_products = allowed;
+        self
+    }
+
     pub(crate) const fn options(&self) -> Options {
         self.options
     }

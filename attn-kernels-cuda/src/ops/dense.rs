@@ -4,11 +4,12 @@ use super::matrix::{Operand, Product, Sum};
 use super::{enough, suffix};
 use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
+use crate::driver::{Factor, Matmul, MatmulAddresses};
 use crate::error::CudaError;
 use crate::images::Module;
 use crate::launch::Kernel;
 use crate::params::{Placed, size};
-use attn_core::{Buffer, DType, Element, Projection, ProjectionBackward, ViewMut};
+use attn_core::{Buffer, DType, Element, Projection, ProjectionBackward, RowOrder, ViewMut};
 
 /// Rows of a gradient whose sum is a step of its own, where there are so many that the device would else be idle.
 const SLICE: usize = 256;
@@ -54,7 +55,7 @@ pub(crate) fn project<T: Element>(
         k: size("kernel", features)?,
         accumulate: 0,
     };
-    multiply::<T>(device, Factors::Forward, &product)
+    multiply::<T>(device, Factors::Forward, call.row_order, &product)
 }
 
 pub(crate) fn project_backward<T: Element>(
@@ -91,11 +92,11 @@ pub(crate) fn project_backward<T: Element>(
     if let Some(out) = d_input {
         let sizes = [rows, features, outputs];
         let product = product(d_out, kernel, out, sizes, call.accumulate);
-        multiply::<T>(device, Factors::Input, &product)?;
+        multiply::<T>(device, Factors::Input, RowOrder::Any, &product)?;
     }
     if let Some(out) = d_kernel {
         let product = product(input, d_out, out, [features, outputs, rows], false);
-        multiply::<T>(device, Factors::Kernel, &product)?;
+        multiply::<T>(device, Factors::Kernel, RowOrder::Any, &product)?;
     }
     if let Some(d_bias) = call.d_bias {
         let to = Placed::of_mut(&d_bias);
@@ -174,12 +175,57 @@ const TENSOR_FEW: Tiles = Tiles {
     ..FEW
 };
 
-/// Every kernel sums in the same order, so the choice among them is one of speed alone.
-fn multiply<T: Element>(
+/// The product by the vendor's library, if the caller wants that, it is there, and the matrices lie as it needs them.
+fn by_library<T: Element>(
     device: &CudaDevice,
     factors: Factors,
     product: &Product,
+) -> Option<Result<(), CudaError>> {
+    let has_bias = product.bias != 0;
+    let is_empty = [product.m, product.n, product.k].contains(&0);
+    let fits = product.bias.is_multiple_of(16) && (!has_bias || product.bias_stride == 1);
+    if !device.options().library_products || is_empty || !fits {
+        return None;
+    }
+    let call = Matmul {
+        dtype: T::DTYPE,
+        sizes: [product.m, product.n, product.k].map(u64::from),
+        a: Factor {
+            stride: product.a.even_rows()?,
+            is_transposed: factors == Factors::Kernel,
+        },
+        b: Factor {
+            stride: product.b.even_rows()?,
+            is_transposed: factors == Factors::Input,
+        },
+        out_stride: product.out.even_rows()?,
+        has_bias,
+        accumulate: product.accumulate != 0,
+    };
+    let addresses = MatmulAddresses {
+        a: product.a.address,
+        b: product.b.address,
+        out: product.out.address,
+        bias: product.bias,
+    };
+    // SAFETY: the addresses are of views that were checked against their buffers, and whose sizes and strides these are.
+    #[expect(unsafe_code, reason = "the library accesses what its arguments say")]
+    let started = unsafe { device.driver().matmul(&call, addresses) };
+    started.map(|started| started.map_err(CudaError::from))
+}
+
+/// Every kernel sums in the same order, so the choice among them is one of speed alone; the library has an order of its own.
+fn multiply<T: Element>(
+    device: &CudaDevice,
+    factors: Factors,
+    order: RowOrder,
+    product: &Product,
 ) -> Result<(), CudaError> {
+    if order == RowOrder::Any
+        && let Some(done) = by_library::<T>(device, factors, product)
+    {
+        return done;
+    }
     let info = device.info();
     let is_tensor = matches!(T::DTYPE, DType::F16 | DType::BF16);
     let few = if is_tensor { TENSOR_FEW } else { FEW };

@@ -69,6 +69,14 @@ impl Operand {
         operand
     }
 
+    /// Elements from one row to the next, where rows are evenly spaced, each of one piece, and all is aligned to 16 bytes.
+    pub(crate) fn even_rows(&self) -> Option<u64> {
+        let is_even = self.vectors != 0 && self.axes <= 1 && self.group == 0;
+        // A single row has no distance; what lies beyond it is nobody's.
+        let apart = self.strides[0].max(i64::from(self.columns));
+        is_even.then_some(apart as u64)
+    }
+
     /// Takes the row axes, and joins those that are one step.
     fn merge_rows(
         &mut self,

@@ -215,8 +215,5 @@ fn opcode(line: &str) -> Option<&str> {
     } else {
         first
     };
-    opcode
-        .trim_end_matches(';')
-        .split('.')
-        .next()
+    opcode.trim_end_matches(';').split('.').next()
 }
