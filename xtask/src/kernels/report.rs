@@ -215,5 +215,8 @@ fn opcode(line: &str) -> Option<&str> {
     } else {
         first
     };
-    opcode.trim_end_matches(';').split('.').next()
+    opcode
+        .trim_end_matches(';')
+        .split('.')
+        .next()
 }
