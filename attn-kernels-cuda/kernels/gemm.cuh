@@ -130,6 +130,26 @@ template <typename T, int W> DEVICE void write_piece(const Product& p, u32 row, 
     if (column + i < p.n) write<T>(p, row, column + i, sums[i]);
 }
 
+// Writes a tile of sums in shared memory, rows STRIDE apart, to (m, n), in pieces of 16 bytes where they may be.
+template <typename T, int ROWS, int COLUMNS, int STRIDE, int THREADS>
+DEVICE void write_tile(const Product& p, u32 m, u32 n, const Acc<T>* sums) {
+  constexpr int WIDTH = 16 / sizeof(T), PIECES = COLUMNS / WIDTH, READ = 16 / sizeof(Acc<T>);
+#pragma unroll 1
+  for (u32 piece = threadIdx.x; piece < ROWS * PIECES; piece += THREADS) {
+    u32 row = piece / PIECES, column = piece % PIECES * WIDTH;
+    if (m + row >= p.m) break;
+    if (n + column >= p.n) continue;
+    Acc<T> x[WIDTH];
+#pragma unroll
+    for (int i = 0; i < WIDTH; i += READ) {
+      Pack<Acc<T>, READ> part = load_pack<READ>(sums + row * STRIDE + column + i);
+#pragma unroll
+      for (int j = 0; j < READ; j++) x[i + j] = part.at[j];
+    }
+    write_piece<T, WIDTH>(p, m + row, n + column, x);
+  }
+}
+
 // The tile of this block: blocks that run at once share rows and columns, so that the cache holds what they read.
 DEVICE void tile_of_block(u32 tiles_m, u32 tiles_n, u32& tile_m, u32& tile_n) {
   constexpr u32 BAND = 8;

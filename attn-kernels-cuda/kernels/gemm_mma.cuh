@@ -129,18 +129,6 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
           }
     }
     __syncthreads();
-    constexpr int PIECES = BN / 8;
-#pragma unroll 1
-    for (u32 piece = threadIdx.x; piece < BM * PIECES; piece += THREADS) {
-      u32 row = piece / PIECES, column = piece % PIECES * 8;
-      if (m + row >= p.m || n + column >= p.n) continue;
-      float x[8];
-#pragma unroll
-      for (int i = 0; i < 8; i += 4) {
-        float4 part = *reinterpret_cast<float4*>(sums + row * OUT_STRIDE + column + i);
-        x[i] = part.x, x[i + 1] = part.y, x[i + 2] = part.z, x[i + 3] = part.w;
-      }
-      write_piece<T, 8>(p, m + row, n + column, x);
-    }
+    write_tile<T, BM, BN, OUT_STRIDE, THREADS>(p, m, n, sums);
   }
 };

@@ -4,9 +4,6 @@
 #include "gemm.cuh"
 
 
-// 16 bytes of elements.
-template <typename T> struct alignas(16) Quad { T x[16 / sizeof(T)]; };
-
 // 16 x 16 threads, each with TM x TN sums, whose rows and columns lie so that a warp's reads meet no bank twice.
 template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
   static constexpr int W = 16 / sizeof(T), TM = sizeof(T) == 4 ? 8 : 4, TN = 4;
@@ -14,6 +11,9 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
   // A row of a tile that is read along k ends with 16 bytes of padding.
   static constexpr int A_STRIDE = A_TRANSPOSED ? BM : BK + W, B_STRIDE = B_TRANSPOSED ? BK + W : BN;
   static constexpr int A_SIZE = (A_TRANSPOSED ? BK : BM) * A_STRIDE, B_SIZE = (B_TRANSPOSED ? BN : BK) * B_STRIDE;
+
+  static constexpr int OUT_STRIDE = BN + W, TILES = STAGES * (A_SIZE + B_SIZE), OUT_SIZE = BM * OUT_STRIDE;
+  static constexpr int SIZE = TILES > OUT_SIZE ? TILES : OUT_SIZE;
 
   // Where a thread's i-th row or column is in the tile: side by side where the tile is read along them.
   template <bool SIDE_BY_SIDE> static DEVICE u32 place(u32 thread, u32 i) {
@@ -33,25 +33,25 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
     if constexpr (ALONG_K) {
 #pragma unroll
       for (int i = 0; i < COUNT; i++) {
-        Quad<T> quad = *reinterpret_cast<const Quad<T>*>(tile + place<false>(thread, i) * STRIDE + k);
+        Pack<T, W> pack = load_pack<W>(tile + place<false>(thread, i) * STRIDE + k);
 #pragma unroll
-        for (int j = 0; j < W; j++) x[i][j] = quad.x[j];
+        for (int j = 0; j < W; j++) x[i][j] = pack.at[j];
       }
     } else {
 #pragma unroll
       for (int j = 0; j < W; j++) {
 #pragma unroll
         for (int i = 0; i < COUNT; i += W) {
-          Quad<T> quad = *reinterpret_cast<const Quad<T>*>(tile + (k + j) * STRIDE + place<true>(thread, i));
+          Pack<T, W> pack = load_pack<W>(tile + (k + j) * STRIDE + place<true>(thread, i));
 #pragma unroll
-          for (int l = 0; l < W; l++) x[i + l][j] = quad.x[l];
+          for (int l = 0; l < W; l++) x[i + l][j] = pack.at[l];
         }
       }
     }
   }
 
   static DEVICE void run(const Product& p) {
-    __shared__ __align__(16) T a[STAGES][A_SIZE], b[STAGES][B_SIZE];
+    __shared__ __align__(16) T shared[SIZE];
     u32 tile_m, tile_n;
     tile_of_block((p.m + BM - 1) / BM, (p.n + BN - 1) / BN, tile_m, tile_n);
     u32 m = tile_m * BM, n = tile_n * BN, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
@@ -64,12 +64,14 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
         await_copies<STAGES - 2>();
         __syncthreads();
       }
-      if (next < steps) load(a[next % STAGES], b[next % STAGES], p, m, n, next * BK);
+      T* slot = shared + next % STAGES * (A_SIZE + B_SIZE);
+      if (next < steps) load(slot, slot + A_SIZE, p, m, n, next * BK);
       commit_copies();
       if (next < STAGES - 1) continue;
       u32 step = next - (STAGES - 1);
       if (!works) continue;
-      const T *left = a[step % STAGES], *right = b[step % STAGES];
+      const T* left = shared + step % STAGES * (A_SIZE + B_SIZE);
+      const T* right = left + A_SIZE;
 #pragma unroll
       for (int k = 0; k < BK; k += W) {
         T x[TM][W], y[TN][W];
@@ -92,27 +94,18 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
           }
       }
     }
-    if (!works) return;
+    // Sums go through shared memory, so that rows are written in pieces of 16 bytes.
+    await_copies<0>();
+    __syncthreads();
+    T* sums = reinterpret_cast<T*>(shared);
+    if (works) {
 #pragma unroll
-    for (int i = 0; i < TM; i++) {
-      u32 row = m + place<A_TRANSPOSED>(ty, i);
-      if (row >= p.m) continue;
-      if constexpr (B_TRANSPOSED) {
+      for (int i = 0; i < TM; i++)
 #pragma unroll
-        for (int j = 0; j < TN; j++) {
-          u32 column = n + place<false>(tx, j);
-          if (column < p.n) write<T>(p, row, column, total[i][j] + bias_of<T>(p, column));
-        }
-      } else {
-#pragma unroll
-        for (int j = 0; j < TN; j += W) {
-          u32 column = n + place<true>(tx, j);
-          T piece[W];
-#pragma unroll
-          for (int l = 0; l < W; l++) piece[l] = total[i][j + l];
-          if (column < p.n) write_piece<T, W>(p, row, column, piece);
-        }
-      }
+        for (int j = 0; j < TN; j++)
+          sums[place<A_TRANSPOSED>(ty, i) * OUT_STRIDE + place<!B_TRANSPOSED>(tx, j)] = total[i][j];
     }
+    __syncthreads();
+    write_tile<T, BM, BN, OUT_STRIDE, THREADS>(p, m, n, sums);
   }
 };
