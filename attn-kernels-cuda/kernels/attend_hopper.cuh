@@ -42,6 +42,12 @@ struct Work {
   u32 batch, head, first, tiles;
 };
 
+// The first element of a head of an array that has at most one batch axis.
+template <typename T>
+DEVICE T* matrix_of(const Array& array, const Work& work) {
+  return reinterpret_cast<T*>(array.address) + (i64(work.batch) * array.batch[0] + i64(work.head) * array.head);
+}
+
 // Keys and values of the heads that blocks work on at the same time should stay in the L2 cache.
 constexpr u64 CACHE_BYTES = 32 << 20;
 
@@ -112,6 +118,7 @@ DEVICE void copy(typename P::Shared& shared, const TensorMap& query, const Tenso
     values++;
   };
   const u32 count = works<P>(p);
+#pragma unroll 1
   for (u32 round = 0, index; (index = taken(round)) < count; round++) {
     const Work now = work<P>(p, index);
     const u32 head = now.head / (p.heads / p.key_heads);
@@ -119,6 +126,7 @@ DEVICE void copy(typename P::Shared& shared, const TensorMap& query, const Tenso
     copy_keys(now, head, tile);
     shared.query_empty.wait(~round & 1);
     copy_tile<P>(shared.query, query, shared.query_full, P::QUERY_TILE, P::QUERY_PANEL, now.first, now.head, now.batch);
+#pragma unroll 1
     for (; tile > 0; tile--) {
       copy_keys(now, head, tile - 1);
       copy_values(now, head, tile);
@@ -281,19 +289,16 @@ struct Computing {
     hide(scores, seen);
   }
 
-  // One step with products for the next tile of keys under way while this one's scores are worked on.
+  // One step, in which the sums for the tile before are under way while this one's scores are worked on. The keys are there.
   template <bool HIDE>
   DEVICE void overlapped(Rows<P>& rows, u32 (&weights)[P::KEYS / 4], u32 tile, u32 first) {
     float scores[P::KEYS / 2];
-    wait_keys();
     wait_turn();
     products_begin();
     multiply_scores<P>(scores, query(), key());
-    if constexpr (P::SCALE_EARLY) {
-      scale_sums(rows);
-      products_begin();
-    }
+    if constexpr (P::SCALE_EARLY) scale_sums(rows);
     wait_values();
+    products_begin();
     multiply_values<P>(rows.sums, weights, value());
     pass_turn();
     products_wait<1>();
@@ -301,6 +306,9 @@ struct Computing {
     release_keys();
     if constexpr (HIDE) hide_unseen(scores, tile, first);
     weigh<P>(scores, rows, scale);
+    pin(scores);
+    // A branch, which keeps the assembler from moving the exponentials behind the wait for the sums.
+    if (tile > 0) wait_keys();
     products_wait<0>();
     pin(rows.sums);
     release_values();
@@ -336,6 +344,7 @@ struct Computing {
   DEVICE void run() {
     if (P::TURNS && group + 1 == P::GROUPS) named_arrive(1, 256);
     const u32 count = works<P>(p);
+#pragma unroll 1
     for (u32 round = 0, index; (index = taken(round)) < count; round++) {
       const Work now = work<P>(p, index);
       const u32 first = now.first + group * 64;
@@ -366,6 +375,7 @@ struct Computing {
           hide_unseen(scores, tile, first);
           weigh<P>(scores, rows, scale);
           round_weights<P>(weights, scores);
+          if (tile > 0) wait_keys();
         }
         if constexpr (P::CAUSAL) {
 #pragma unroll 1
@@ -407,7 +417,7 @@ struct Computing {
       total += __shfl_xor_sync(~0u, total, 2);
       const u32 at = lane / 4 + 8 * row;
       if (p.statistics.address != 0 && quad == 0 && first_row + at < p.query_length) {
-        float* to = head_of<float>(p.statistics, p.batch, now.batch, now.head) + i64(first_row + at) * p.statistics.row;
+        float* to = matrix_of<float>(p.statistics, now) + i64(first_row + at) * p.statistics.row;
         to[0] = rows.largest[row] * float(p.scale);
         to[p.statistics.column] = total;
       }
@@ -420,7 +430,7 @@ struct Computing {
       }
     }
     __syncwarp();
-    u16* const out = head_of<u16>(p.out, p.batch, now.batch, now.head);
+    u16* const out = matrix_of<u16>(p.out, now);
     constexpr u32 CHUNKS = P::DEPTH / 8, AT_ONCE = 32 / (CHUNKS < 32 ? CHUNKS : 32);
 #pragma unroll
     for (u32 i = 0; i < 16; i += AT_ONCE) {
