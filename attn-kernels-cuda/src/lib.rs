@@ -7,6 +7,7 @@
 //! | `device` | where its buffers live |
 //! | `driver` | what a device does for the backend, as a trait |
 //! | `nvidia` | NVIDIA's driver, through `cudarc` |
+//! | `nvrtc` | NVIDIA's run-time compiler |
 //! | `images` | the code that comes with the crate |
 //! | `params` | what kernels take |
 //! | `launch` | allocations and launches |
@@ -22,8 +23,13 @@ mod images;
 mod launch;
 #[cfg(feature = "driver")]
 mod nvidia;
+#[cfg(feature = "driver")]
+pub mod nvrtc;
 mod ops;
 mod params;
+
+#[cfg(feature = "driver")]
+pub use cudarc;
 
 pub use cuda::CudaDevice;
 pub use device::{Device, DeviceBuffer};
