@@ -38,9 +38,10 @@ struct Rows {
   i64 row_stride, column_stride;
   u32 rows, columns;
 
-  // Whether every row is whole chunks at addresses that 16-byte accesses may have.
+  // Whether every row is whole chunks at addresses that 16-byte accesses may have, and rows are so near to each other that
+  // 32 bits count the bytes from one row of a thread to the next.
   DEVICE bool in_chunks() const {
-    return column_stride == 1 && columns != 0 && ((u64(from) | u64(row_stride) * 2 | columns * 2) & 15) == 0;
+    return column_stride == 1 && columns != 0 && u64(row_stride) < 1 << 24 && ((u64(from) | u64(row_stride) * 2 | columns * 2) & 15) == 0;
   }
 };
 
@@ -52,16 +53,16 @@ struct Copier {
   // The swizzle repeats every 8 rows.
   static constexpr bool EVEN = STEP % 8 == 0;
 
-  const u16* from;  // this thread's chunk of row 0
-  i64 row_stride;
+  const u16* from;  // this thread's chunk of its first row
+  u32 step;         // bytes from one of its rows to the next
   u32 row, to, bytes, rows;
 
   DEVICE Copier(const Rows& source, u32 thread) {
     const u32 chunk = thread % CHUNKS;
     const bool inside = chunk * 8 < source.columns;
     row = thread / CHUNKS;
-    row_stride = source.row_stride;
-    from = source.from + (inside ? chunk * 8 : 0) + i64(row) * row_stride;
+    step = u32(source.row_stride) * (STEP * 2);
+    from = source.from + (inside ? chunk * 8 : 0) + i64(row) * source.row_stride;
     bytes = inside ? 16 : 0;
     to = chunk_at<D>(row, chunk);
     rows = source.rows;
@@ -71,21 +72,22 @@ struct Copier {
     return EVEN ? to + i * (STEP * D * 2) : chunk_at<D>(row + i * STEP, thread % CHUNKS);
   }
 
-  // Starts to copy the rows from `first` on, zeros beyond the last one.
+  // Starts to copy the rows from `first` on, a multiple of STEP, zeros beyond the last one.
   DEVICE void start(u32 tile, u32 first, u32 thread) const {
-    const u16* at = from + i64(first) * row_stride;
+    const u8* at = reinterpret_cast<const u8*>(from) + u64(first / STEP) * step;
     if (first + ROWS <= rows) {
 #pragma unroll
       for (u32 i = 0; i < COUNT; i++) {
         copy_async(tile + place(i, thread), at, bytes);
-        at += STEP * row_stride;
+        at += step;
       }
     } else {
 #pragma unroll
       for (u32 i = 0; i < COUNT; i++) {
         const bool inside = first + row + i * STEP < rows;
-        copy_async(tile + place(i, thread), inside ? at : from - i64(row) * row_stride, inside ? bytes : 0);
-        at += STEP * row_stride;
+        // Of a row beyond the last one nothing is read, but the address must be one.
+        copy_async(tile + place(i, thread), inside ? at : reinterpret_cast<const u8*>(from), inside ? bytes : 0);
+        at += step;
       }
     }
   }
