@@ -35,19 +35,21 @@ struct Code {
 
 macro_rules! generated {
     ($file:expr) => {
-        Some(include_bytes!(concat!("../generated/", $file)).as_slice())
+        Some(include_bytes!(concat!("../generated/", $file)) as &[u8])
     };
 }
 
 /// Code that any device from sm_80 on can run.
 macro_rules! from_80 {
     ($module:literal) => {
-        &[Code {
-            capability: 80,
-            exact: false,
-            cubin: None,
-            ptx: generated!(concat!($module, ".80.ptx.z")),
-        }]
+        const {
+            &[Code {
+                capability: 80,
+                exact: false,
+                cubin: None,
+                ptx: generated!(concat!($module, ".80.ptx.z")),
+            }]
+        }
     };
 }
 
@@ -60,12 +62,16 @@ const fn codes(module: Module) -> &'static [Code] {
         Module::Decode => from_80!("decode"),
         Module::Dense => from_80!("dense"),
         Module::Norm => from_80!("norm"),
-        Module::AttendHopper => &[Code {
-            capability: 90,
-            exact: true,
-            cubin: None,
-            ptx: generated!("attend_hopper.90a.ptx.z"),
-        }],
+        Module::AttendHopper => {
+            const {
+                &[Code {
+                    capability: 90,
+                    exact: true,
+                    cubin: None,
+                    ptx: generated!("attend_hopper.90a.ptx.z"),
+                }]
+            }
+        }
     }
 }
 
@@ -91,12 +97,12 @@ pub(crate) fn for_device(module: Module, device: &DeviceInfo) -> Result<Loaded, 
         next: "Compute capability 8.0 and later is supported; use the CPU backend",
     };
     let codes = codes(module);
-    let newest = |codes: &mut dyn Iterator<Item = &'static Code>| {
-        codes.max_by_key(|code| code.capability)
-    };
-    let machine = newest(&mut codes.iter().filter(runs).filter(|code| {
-        code.cubin.is_some() && code.capability / 10 == major && !device.wants_ptx
-    }));
+    let newest =
+        |codes: &mut dyn Iterator<Item = &'static Code>| codes.max_by_key(|code| code.capability);
+    let machine =
+        newest(&mut codes.iter().filter(runs).filter(|code| {
+            code.cubin.is_some() && code.capability / 10 == major && !device.wants_ptx
+        }));
     if let Some(cubin) = machine.and_then(|code| code.cubin) {
         return Ok(Loaded::Cubin(unpack(cubin, missing)?));
     }

@@ -7,9 +7,11 @@
 //! | `device` | where its buffers live |
 //! | `driver` | what a device does for the backend, as a trait |
 //! | `nvidia` | NVIDIA's driver, through `cudarc` |
+//! | `nvrtc` | NVIDIA's run-time compiler |
 //! | `images` | the code that comes with the crate |
 //! | `params` | what kernels take |
 //! | `launch` | allocations and launches |
+//! | `options` | what a device may trade |
 //! | `ops` | what each operation checks and launches |
 //! | `error` | what can go wrong |
 
@@ -22,8 +24,14 @@ mod images;
 mod launch;
 #[cfg(feature = "driver")]
 mod nvidia;
+#[cfg(feature = "driver")]
+pub mod nvrtc;
 mod ops;
+mod options;
 mod params;
+
+#[cfg(feature = "driver")]
+pub use cudarc;
 
 pub use cuda::CudaDevice;
 pub use device::{Device, DeviceBuffer};

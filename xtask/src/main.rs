@@ -14,7 +14,9 @@ mod ci;
 mod deps;
 mod fuzz;
 mod golden;
+mod gpu_check;
 mod instructions;
+mod kernels;
 mod lint;
 mod metadata;
 mod msrv;
@@ -50,6 +52,11 @@ cargo xtask COMMAND [OPTIONS]
               baseline; accepts the counts as the new one, or makes a skip a failure
   golden [--venv DIR]
               makes the recorded cases anew from real Flax (needs Python and the network)
+  gpu-check --pack FOLDER
+              puts what a machine with a GPU needs to check and time the CUDA kernels into a folder, with a script that does it
+  kernels [--nvrtc FOLDER] [--check] [--module NAME]
+              compiles the CUDA kernels for every architecture (needs Python's pip and the network, or a folder with NVRTC), or fails
+              if what is committed is not what the sources give
   fuzz [--runs N]
               runs both fuzz targets (needs cargo-fuzz and a nightly toolchain)
   msrv        checks the stated rust-version
@@ -86,6 +93,8 @@ fn run() -> Result<()> {
         "snapshots" => snapshots::command(args),
         "instructions" => instructions::command(args),
         "golden" => golden::command(args),
+        "gpu-check" => gpu_check::command(args),
+        "kernels" => kernels::command(args),
         "fuzz" => fuzz::command(args),
         "msrv" => msrv::command(args),
         "no-std" => no_std::command(args),

@@ -21,8 +21,10 @@ mod harness;
 mod options;
 
 use anyhow::Result;
-use options::Options;
+use attn_layers::HostKernels;
+use options::{Chosen, Options};
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -43,15 +45,22 @@ fn run() -> Result<usize> {
         return Ok(0);
     };
     let cases = harness::find_cases(&options.paths)?;
-    let backend = options.backend()?;
+    match options.backend()? {
+        Chosen::Cpu(cpu) => replay_all(&cases, &cpu, options.json),
+        #[cfg(feature = "cuda")]
+        Chosen::Cuda(cuda) => replay_all(&cases, &cuda, options.json),
+    }
+}
+
+fn replay_all<B: HostKernels>(cases: &[PathBuf], backend: &B, json: bool) -> Result<usize> {
     // A panic is reported as its case's failure; its backtrace would only break the lines.
     std::panic::set_hook(Box::new(|_| {}));
     let mut out = std::io::stdout().lock();
     let mut failed = 0;
-    for case in &cases {
-        let report = harness::replay(case, &backend);
+    for case in cases {
+        let report = harness::replay(case, backend);
         failed += usize::from(!report.passed());
-        if options.json {
+        if json {
             writeln!(out, "{}", report.to_json())?;
         } else {
             writeln!(out, "{report}")?;

@@ -1,6 +1,6 @@
 //! The command line.
 
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use attn_layers::cpu::{Cpu, Isa};
 use lexopt::prelude::*;
 use std::path::PathBuf;
@@ -49,34 +49,50 @@ impl Options {
     }
 
     /// The backend that was asked for.
-    pub(crate) fn backend(&self) -> Result<Cpu> {
+    pub(crate) fn backend(&self) -> Result<Chosen> {
         if self.cuda {
-            return Err(no_cuda());
+            return cuda_backend();
         }
         let cpu = match self.isa {
             Some(isa) => Cpu::with_isa(isa)?,
             None => Cpu::detect(),
         };
-        match self.threads {
-            Some(threads) => Ok(cpu.with_threads(threads)?),
-            None => Ok(cpu),
-        }
+        Ok(Chosen::Cpu(match self.threads {
+            Some(threads) => cpu.with_threads(threads)?,
+            None => cpu,
+        }))
     }
 }
 
-/// Why the CUDA backend cannot replay a case.
+/// A backend that replays cases.
+pub(crate) enum Chosen {
+    Cpu(Cpu),
+    #[cfg(feature = "cuda")]
+    Cuda(attn_layers::cuda::Cuda),
+}
+
+/// A device, or the emulator where there is none.
 #[cfg(feature = "cuda")]
-fn no_cuda() -> Error {
-    match attn_layers::cuda::Cuda::new(0) {
-        Err(error) => error.into(),
-        Ok(_) => anyhow!("the CUDA backend cannot run whole layers yet; use --backend cpu"),
-    }
+fn cuda_backend() -> Result<Chosen> {
+    use attn_cuda_emulator::{Emulator, Options};
+    use attn_layers::cuda::{Cuda, CudaDevice};
+    let cuda = match Cuda::new(0) {
+        Ok(cuda) => cuda,
+        Err(error) => {
+            eprintln!("no device ({error}): the kernels' PTX is emulated");
+            Cuda::on(CudaDevice::with_driver(std::sync::Arc::new(
+                Emulator::new(Options::default()),
+            )))
+        }
+    };
+    eprintln!("CUDA: {:?}", cuda.device());
+    Ok(Chosen::Cuda(cuda))
 }
 
 /// Why the CUDA backend cannot replay a case.
 #[cfg(not(feature = "cuda"))]
-fn no_cuda() -> Error {
-    anyhow!(
+fn cuda_backend() -> Result<Chosen> {
+    bail!(
         "this program was built without CUDA; add `--features cuda` before the `--`, or use --backend cpu"
     )
 }

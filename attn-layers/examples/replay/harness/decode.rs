@@ -5,12 +5,12 @@ use super::forward::Arguments;
 use super::random::Drawn;
 use super::{Outputs, axis, cache, layer};
 use anyhow::{Result, ensure};
-use attn_layers::cpu::Cpu;
+use attn_layers::HostKernels;
 use attn_layers::tensor::{Tensor, TensorView};
 use attn_layers::{AnyCache, CacheAccess};
 
 /// Feeds `inputs_q` token by token into a fresh cache. Outputs are joined along the length.
-pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
+pub(crate) fn run<B: HostKernels>(case: &Case, backend: &B) -> Result<Outputs> {
     let path = case.path();
     let layer = layer::of(case, &path)?;
     ensure!(layer.decode, "a decode case needs config.decode");
@@ -21,7 +21,7 @@ pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
     let mut cache: Option<AnyCache> = None;
     if let Some(call) = cache::creating_call(case)? {
         let created = layer.apply(
-            cpu,
+            backend,
             &params,
             call.with_cache(CacheAccess::Mutable(&mut cache)),
         )?;
@@ -37,7 +37,7 @@ pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
         let call = token
             .arguments()
             .call(case, CacheAccess::Mutable(&mut cache))?;
-        let output = layer.apply(cpu, &params, call)?;
+        let output = layer.apply(backend, &params, call)?;
         outs.push(output.out);
         weights.extend(output.attention_weights);
     }

@@ -4,7 +4,7 @@ use super::case::Case;
 use super::random::Drawn;
 use super::{Outputs, axis, cache, gradients, layer};
 use anyhow::{Error, Result, ensure};
-use attn_layers::cpu::Cpu;
+use attn_layers::HostKernels;
 use attn_layers::tensor::{Tensor, TensorView};
 use attn_layers::{CacheAccess, Call, Output};
 
@@ -60,7 +60,7 @@ impl<'a> Arguments<'a> {
 /// # Errors
 ///
 /// The library's error as it is, or what is wrong with the case.
-pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
+pub(crate) fn run<B: HostKernels>(case: &Case, backend: &B) -> Result<Outputs> {
     let path = case.path();
     let layer = layer::of(case, &path)?;
     let params: Vec<_> = case.params.iter().collect();
@@ -79,10 +79,10 @@ pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
     let call = arguments.call(case, access)?;
     let called = match case.inputs.find("d_out") {
         None => layer
-            .apply(cpu, &params, call)
+            .apply(backend, &params, call)
             .map(named)
             .map_err(Error::from),
-        Some(d_out) => gradients::of_layer(cpu, &layer, &params, call, d_out)
+        Some(d_out) => gradients::of_layer(backend, &layer, &params, call, d_out)
             .map(|(output, gradients)| named(output).into_iter().chain(gradients).collect()),
     };
     ensure!(

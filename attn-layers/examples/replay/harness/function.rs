@@ -5,7 +5,7 @@ use super::layer::{canonical, precision};
 use super::random::Drawn;
 use super::{Outputs, gradients, mask_helper};
 use anyhow::{Context, Result, bail, ensure};
-use attn_layers::cpu::Cpu;
+use attn_layers::HostKernels;
 use attn_layers::{DotProductAttention, dot_product_attention, dot_product_attention_weights};
 
 /// Calls the function that the case names.
@@ -13,14 +13,14 @@ use attn_layers::{DotProductAttention, dot_product_attention, dot_product_attent
 /// # Errors
 ///
 /// The library's error as it is, or what is wrong with the case.
-pub(crate) fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
+pub(crate) fn run<B: HostKernels>(case: &Case, backend: &B) -> Result<Outputs> {
     let name = case
         .function
         .as_deref()
         .context("case.function is missing")?;
     let result = match name {
-        "dot_product_attention" => return attention(case, cpu),
-        "dot_product_attention_weights" => return weights(case, cpu),
+        "dot_product_attention" => return attention(case, backend),
+        "dot_product_attention_weights" => return weights(case, backend),
         "make_attention_mask" => Some(mask_helper::attention_mask(case)?),
         "make_causal_mask" => Some(mask_helper::causal_mask(case)?),
         "combine_masks" => mask_helper::combined(case)?,
@@ -52,7 +52,7 @@ const OPTIONS: [&str; 10] = [
     "force_fp32_for_softmax",
 ];
 
-fn attention(case: &Case, cpu: &Cpu) -> Result<Outputs> {
+fn attention<B: HostKernels>(case: &Case, backend: &B) -> Result<Outputs> {
     case.call
         .only(&[&["query", "key", "value"], OPTIONS.as_slice()].concat())?;
     let value = case
@@ -61,17 +61,17 @@ fn attention(case: &Case, cpu: &Cpu) -> Result<Outputs> {
     let arguments = arguments(case, 3)?;
     let (out, mut outputs) = match case.inputs.find("d_out") {
         None => (
-            dot_product_attention(cpu, &arguments, value)?,
+            dot_product_attention(backend, &arguments, value)?,
             Outputs::new(),
         ),
-        Some(d_out) => gradients::of_attention(cpu, &arguments, value, d_out)?,
+        Some(d_out) => gradients::of_attention(backend, &arguments, value, d_out)?,
     };
     outputs.insert(result_name(case), out);
     add_kept(case, &arguments, &mut outputs)?;
     Ok(outputs)
 }
 
-fn weights(case: &Case, cpu: &Cpu) -> Result<Outputs> {
+fn weights<B: HostKernels>(case: &Case, backend: &B) -> Result<Outputs> {
     case.call
         .only(&[&["query", "key"], OPTIONS.as_slice()].concat())?;
     ensure!(
@@ -79,7 +79,7 @@ fn weights(case: &Case, cpu: &Cpu) -> Result<Outputs> {
         "gradients of the weights are not supported"
     );
     let arguments = arguments(case, 2)?;
-    let weights = dot_product_attention_weights(cpu, &arguments)?;
+    let weights = dot_product_attention_weights(backend, &arguments)?;
     let mut outputs = Outputs::from([(result_name(case), weights)]);
     add_kept(case, &arguments, &mut outputs)?;
     Ok(outputs)

@@ -2,7 +2,7 @@
 
 use super::Outputs;
 use anyhow::Result;
-use attn_layers::cpu::Cpu;
+use attn_layers::HostKernels;
 use attn_layers::tensor::{Tensor, TensorView};
 use attn_layers::{
     Call, DotProductAttention, MultiHeadDotProductAttention, Output, ParamSource,
@@ -10,15 +10,15 @@ use attn_layers::{
 };
 
 /// The call of a layer, and the gradients of its inputs and parameters.
-pub(crate) fn of_layer(
-    cpu: &Cpu,
+pub(crate) fn of_layer<B: HostKernels>(
+    backend: &B,
     layer: &MultiHeadDotProductAttention<'_>,
     params: &dyn ParamSource,
     call: Call<'_>,
     d_out: TensorView<'_>,
 ) -> Result<(Output, Outputs)> {
-    let (output, residuals) = layer.forward(cpu, params, call)?;
-    let gradients = layer.backward(cpu, &residuals, d_out)?;
+    let (output, residuals) = layer.forward(backend, params, call)?;
+    let gradients = layer.backward(backend, &residuals, d_out)?;
     let inputs = [
         ("d_inputs_q", gradients.d_inputs_q),
         ("d_inputs_k", gradients.d_inputs_k),
@@ -33,14 +33,14 @@ pub(crate) fn of_layer(
 }
 
 /// The call of `dot_product_attention`, and the gradients of its operands and its bias.
-pub(crate) fn of_attention(
-    cpu: &Cpu,
+pub(crate) fn of_attention<B: HostKernels>(
+    backend: &B,
     arguments: &DotProductAttention<'_>,
     value: TensorView<'_>,
     d_out: TensorView<'_>,
 ) -> Result<(Tensor, Outputs)> {
-    let (out, residuals) = dot_product_attention_vjp(cpu, arguments, value)?;
-    let gradients = residuals.backward(cpu, d_out)?;
+    let (out, residuals) = dot_product_attention_vjp(backend, arguments, value)?;
+    let gradients = residuals.backward(backend, d_out)?;
     let operands = [
         ("d_query", gradients.d_query),
         ("d_key", gradients.d_key),

@@ -23,7 +23,7 @@ pub(crate) use report::Report;
 
 use anyhow::{Context, Result, bail, ensure};
 use attn_layers::Error;
-use attn_layers::cpu::Cpu;
+use attn_layers::HostKernels;
 use attn_layers::tensor::Tensor;
 use case::{Case, CaseFile, Kind};
 use std::collections::BTreeMap;
@@ -75,13 +75,13 @@ fn cases_in(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Replays the case whose JSON file is at `path`. Whatever is wrong with it is in the report.
-pub(crate) fn replay(path: &Path, cpu: &Cpu) -> Report {
+pub(crate) fn replay<B: HostKernels>(path: &Path, backend: &B) -> Report {
     let mut report = Report {
         name: case::file_stem(path),
         ..Report::default()
     };
     // A library that panics on a case has failed it, and the other cases still count.
-    let result = catch_unwind(AssertUnwindSafe(|| replay_into(&mut report, path, cpu)));
+    let result = catch_unwind(AssertUnwindSafe(|| replay_into(&mut report, path, backend)));
     let failure = match result {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("{error:#}")),
@@ -91,15 +91,15 @@ pub(crate) fn replay(path: &Path, cpu: &Cpu) -> Report {
     report
 }
 
-fn replay_into(report: &mut Report, path: &Path, cpu: &Cpu) -> Result<()> {
+fn replay_into<B: HostKernels>(report: &mut Report, path: &Path, backend: &B) -> Result<()> {
     let file = CaseFile::open(path)?;
     let heading = file.heading();
     (report.name, report.kind) = (heading.name, heading.kind);
     let case = file.load()?;
     if case.kind == Kind::Error {
-        return must_fail(&case, cpu);
+        return must_fail(&case, backend);
     }
-    let outputs = run(&case, cpu)?;
+    let outputs = run(&case, backend)?;
     let (measured, failures) = compare::outputs(&case, &outputs);
     report.outputs = measured;
     ensure!(failures.is_empty(), "{}", failures.join("; "));
@@ -107,9 +107,9 @@ fn replay_into(report: &mut Report, path: &Path, cpu: &Cpu) -> Result<()> {
 }
 
 /// The call of an error case must fail in the library, by an error of the same meaning as Flax's exception.
-fn must_fail(case: &Case, cpu: &Cpu) -> Result<()> {
+fn must_fail<B: HostKernels>(case: &Case, backend: &B) -> Result<()> {
     let exception = case.error.as_ref().context("the case has no error")?;
-    let Err(error) = run(case, cpu) else {
+    let Err(error) = run(case, backend) else {
         bail!(
             "the call succeeded; wanted {}: {}",
             exception.class,
@@ -122,13 +122,13 @@ fn must_fail(case: &Case, cpu: &Cpu) -> Result<()> {
     }
 }
 
-fn run(case: &Case, cpu: &Cpu) -> Result<Outputs> {
+fn run<B: HostKernels>(case: &Case, backend: &B) -> Result<Outputs> {
     match case.kind {
         Kind::Init => init::run(case),
-        Kind::Decode => decode::run(case, cpu),
-        Kind::Function => function::run(case, cpu),
-        Kind::Error if case.module.is_none() => function::run(case, cpu),
-        Kind::Forward | Kind::Error => forward::run(case, cpu),
+        Kind::Decode => decode::run(case, backend),
+        Kind::Function => function::run(case, backend),
+        Kind::Error if case.module.is_none() => function::run(case, backend),
+        Kind::Forward | Kind::Error => forward::run(case, backend),
     }
 }
 
