@@ -11,8 +11,7 @@ use crate::{
     lexer::{Lexer, Token},
     module::{self, Function, Module, Space},
     program::{
-        Address, FALSE, Instruction, Op, PRED_SINK, Place, Pred, Program, Reg, Row, SINK, Source,
-        Window,
+        FALSE, Instruction, Op, PRED_SINK, Place, Pred, Program, Reg, Row, SINK, Source, Window,
     },
     types::Ty,
 };
@@ -215,7 +214,8 @@ impl<'a> Decoder<'a> {
                         self.targets(word, &mut lexer);
                     } else {
                         let at = self.program.code.len() as u32;
-                        self.labels.insert((self.scope().id, word.to_owned()), at);
+                        let scope = self.scope().id;
+                        self.labels.insert((scope, word.to_owned()), at);
                     }
                 }
                 first => {

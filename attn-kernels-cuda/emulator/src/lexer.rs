@@ -26,7 +26,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// The byte after the last token.
-    pub(crate) fn position(&self) -> usize {
+    pub(crate) fn offset(&self) -> usize {
         self.at
     }
 

@@ -90,7 +90,7 @@ impl Module {
             }
             match token {
                 Token::Mark(b'{') if is_function(&header) => {
-                    let start = lexer.position();
+                    let start = lexer.offset();
                     let body_line = lexer.line();
                     let end = skip_braces(&mut lexer).ok_or("a body has no end")?;
                     let (name, function) =
@@ -169,7 +169,7 @@ fn skip_braces(lexer: &mut Lexer<'_>) -> Option<usize> {
             _ => {}
         }
         if depth == 0 {
-            return Some(lexer.position() - 1);
+            return Some(lexer.offset() - 1);
         }
     }
     None
