@@ -579,6 +579,8 @@ DEVICE void by_keys(const Attend& p) {
     as_left<T>(left, d_p);
     add_products<T, D>(d_key, left, queries + rows_lane);
   }
+  // Where no query sees a key nothing has waited for the keys.
+  copy_wait<0>();
   u16* to = head_of<u16>(p.d_key, p.batch, entry, key_head);
   store_rows<T, D>(to, p.d_key, row, p.key_length, p.depth, d_key, scale);
   to = head_of<u16>(p.d_value, p.batch, entry, key_head);
