@@ -4,6 +4,7 @@ pub(crate) mod attend;
 pub(crate) mod attend_backward;
 pub(crate) mod dense;
 pub(crate) mod norm;
+pub(crate) mod tiles;
 
 use attn_core::{DType, Error};
 
