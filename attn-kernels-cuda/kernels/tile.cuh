@@ -110,12 +110,16 @@ struct Frame {
 // Elements of a thread in a tile.
 constexpr u32 ELEMENTS = OWN * 4;
 
+// Loads that a thread has under way at once, of so many that a block has.
+constexpr u32 batch(u32 loads) { return loads < 2 * THREADS ? 1 : loads < 4 * THREADS ? 2 : 4; }
+
 // Copies `rows` rows from `row0` on, COLUMNS columns of them from `column0` on, widened and multiplied; zeros for what does not exist.
-template <u32 COLUMNS, u32 STRIDE, typename T>
+// A block of all threads has at most MOST rows to copy.
+template <u32 COLUMNS, u32 STRIDE, u32 MOST, typename T>
 DEVICE void copy_rows(Acc<T>* to, const Rows<T>& from, u32 row0, u32 rows, u32 column0, Acc<T> factor) {
-  constexpr u32 BATCH = 4;  // loads under way at once
   if (from.wide) {
     constexpr u32 N = 16 / sizeof(T), M = 16 / sizeof(Acc<T>), ACROSS = COLUMNS / N;
+    constexpr u32 BATCH = batch(MOST * ACROSS);
     const u32 count = rows * ACROSS;
 #pragma unroll 1
     for (u32 start = threadIdx.x; start < count; start += BATCH * blockDim.x) {
@@ -142,6 +146,7 @@ DEVICE void copy_rows(Acc<T>* to, const Rows<T>& from, u32 row0, u32 rows, u32 c
     }
     return;
   }
+  constexpr u32 BATCH = batch(MOST * COLUMNS);
   const u32 count = rows * COLUMNS;
 #pragma unroll 1
   for (u32 start = threadIdx.x; start < count; start += BATCH * blockDim.x) {
@@ -178,7 +183,7 @@ DEVICE void product(Square<Acc<T>>& s, Tiles<Acc<T>>& tiles, const Thread& threa
     // One copy of the code serves both sides.
 #pragma unroll 1
     for (u32 side = 0; side < 2; side++)
-      copy_rows<S::DEPTH, S::STRIDE>(side ? tiles.factors.right : tiles.factors.left, Rows<T>(side, left, right),
+      copy_rows<S::DEPTH, S::STRIDE, KEYS>(side ? tiles.factors.right : tiles.factors.left, Rows<T>(side, left, right),
                                      side ? right0 : left0, side ? KEYS : thread.rows, d0,
                                      side ? right_factor : left_factor);
     __syncthreads();
@@ -246,7 +251,7 @@ DEVICE void add_rows(Sums<Acc<T>, WIDTH>& sums, Tiles<Acc<T>>& tiles, const Thre
     const u32 part = smaller(PART, round_up(count - k0, S::VECTOR));
     // Who calls had a barrier before the weights were put.
     if (k0 != 0) __syncthreads();
-    copy_rows<WIDTH, WIDTH>(tiles.summed, rows, row0 + k0, part, column0, factor);
+    copy_rows<WIDTH, WIDTH, PART>(tiles.summed, rows, row0 + k0, part, column0, factor);
     __syncthreads();
     if (!thread.active) continue;
     const A* w = tiles.weights + thread.row * S::WEIGHTS + k0;
