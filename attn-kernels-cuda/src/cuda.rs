@@ -5,6 +5,7 @@ use crate::driver::{DeviceInfo, Driver, Image, ModuleId};
 use crate::error::CudaError;
 use crate::images::{self, Loaded, Module};
 use crate::ops;
+use crate::options::Options;
 use attn_core::{
     Attention, AttentionBackward, AttentionShape, Backend, Buffer, Element, Error, Kernels,
     NormalizeBackward, Projection, ProjectionBackward, Scalar, View, ViewMut,
@@ -19,6 +20,7 @@ use std::sync::{Arc, OnceLock};
 #[derive(Clone)]
 pub struct CudaDevice {
     shared: Arc<Shared>,
+    options: Options,
 }
 
 struct Shared {
@@ -35,7 +37,35 @@ impl CudaDevice {
                 driver,
                 modules: Default::default(),
             }),
+            options: Options::default(),
         }
+    }
+
+    /// Whether gradients of attention in 16 bits may be summed in whatever order blocks end: faster, and other last bits each time.
+    #[must_use]
+    pub const fn with_nondeterministic_gradients(mut self, allowed: bool) -> Self {
+        self.options.nondeterministic_gradients = allowed;
+        self
+    }
+
+    /// Whether a few queries over many keys may be cut over the keys and their parts merged: much faster where batch and heads do
+    /// not fill the device, repeatable, but not to the bits of the same queries among many.
+    #[must_use]
+    pub const fn with_split_decode(mut self, allowed: bool) -> Self {
+        self.options.split_decode = allowed;
+        self
+    }
+
+    /// Whether dense layers whose rows need not be rounded alike may be computed by cuBLASLt, where it is installed: faster where a
+    /// product is large, but not to the bits of the same rows among others or of another version of it.
+    #[must_use]
+    pub const fn with_library_products(mut self, allowed: bool) -> Self {
+        self.options.library_products = allowed;
+        self
+    }
+
+    pub(crate) const fn options(&self) -> Options {
+        self.options
     }
 
     /// What is known of the device.

@@ -11,6 +11,7 @@
 //! | `images` | the code that comes with the crate |
 //! | `params` | what kernels take |
 //! | `launch` | allocations and launches |
+//! | `options` | what a device may trade |
 //! | `ops` | what each operation checks and launches |
 //! | `error` | what can go wrong |
 
@@ -26,6 +27,7 @@ mod nvidia;
 #[cfg(feature = "driver")]
 pub mod nvrtc;
 mod ops;
+mod options;
 mod params;
 
 #[cfg(feature = "driver")]

@@ -1,12 +1,13 @@
 //! A call of attention: checks, then one of the kernels.
 
-use super::tiles::{Blocks, Width};
-use super::{enough, suffix};
+mod decode;
+mod mma;
+mod ordinary;
+
+use super::enough;
 use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
-use crate::images::Module;
-use crate::launch::Kernel;
 use crate::params::Attend;
 use attn_core::request::Features;
 use attn_core::{Attention, AttentionShape, Buffer, Element, Error, ViewMut};
@@ -22,11 +23,8 @@ pub(crate) const SUPPORTED: Features = Features::DENSE
     .union(Features::STATISTICS)
     .union(Features::GROUPED);
 
-/// Columns of values that the widest kernel has at once.
-const WIDEST: usize = 128;
-
-pub(crate) const fn scratch<T: Element>(_device: &CudaDevice, _shape: &AttentionShape) -> usize {
-    0
+pub(crate) fn scratch<T: Element>(device: &CudaDevice, shape: &AttentionShape) -> usize {
+    decode::scratch(device, T::DTYPE, shape)
 }
 
 pub(crate) fn attend<T: Element>(
@@ -37,28 +35,13 @@ pub(crate) fn attend<T: Element>(
 ) -> Result<(), CudaError> {
     let shape = check(device, &call, &out, scratch.len())?;
     let params = Attend::forward(&call, &shape, &out, scratch)?;
-    ordinary::<T>(device, &shape, &params)
-}
-
-/// The kernels of ordinary arithmetic, which serve every call.
-fn ordinary<T: Element>(
-    device: &CudaDevice,
-    shape: &AttentionShape,
-    params: &Attend,
-) -> Result<(), CudaError> {
-    let width = Width::of(shape.value_depth, WIDEST);
-    let blocks = Blocks::of(shape.query_length, shape.key_length);
-    let each = blocks.count * width.chunks(shape.value_depth);
-    device.launch(
-        Kernel {
-            module: Module::Attend,
-            name: &format!("attend_{}_w{}", suffix(T::DTYPE), width.number()),
-            blocks: params.matrices().saturating_mul(each),
-            threads: blocks.threads,
-            shared: 0,
-        },
-        params,
-    )
+    if decode::attend(device, T::DTYPE, &shape, &params)? {
+        return Ok(());
+    }
+    if mma::serves(T::DTYPE, &shape) {
+        return mma::attend(device, T::DTYPE, &params);
+    }
+    ordinary::attend(device, T::DTYPE, &shape, &params)
 }
 
 fn check<T: Element>(

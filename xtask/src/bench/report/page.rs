@@ -1,7 +1,7 @@
 //! The page: words, figures, the table of everything, the numbers.
 
 use super::figures::{self, Figure};
-use super::plot::{PALETTE, class, escaped};
+use super::plot::{class, colours, escaped};
 use crate::race::OWN;
 use crate::results::{Results, Row};
 use crate::spec::Spec;
@@ -35,26 +35,6 @@ pub(super) fn html(results: &Results) -> String {
         "<script type=\"application/json\" id=\"results\">{json}</script>"
     );
     page + "</body>\n</html>\n"
-}
-
-/// The palette as classes, for both schemes.
-fn colours() -> String {
-    let scheme = |which: usize| -> String {
-        let class = |(n, colours): (usize, &[&str; 2])| {
-            format!(".{} {{ color: {}; }}", class(n), colours[which])
-        };
-        PALETTE
-            .iter()
-            .enumerate()
-            .map(class)
-            .collect::<Vec<_>>()
-            .join(" ")
-    };
-    format!(
-        "{}\n@media (prefers-color-scheme: dark) {{ {} }}\n",
-        scheme(0),
-        scheme(1)
-    )
 }
 
 fn head(results: &Results) -> String {

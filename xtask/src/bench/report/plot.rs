@@ -220,7 +220,7 @@ pub(super) fn class(colour: Colour) -> String {
 }
 
 /// Colours in light and in dark; the first is ours.
-pub(super) const PALETTE: [[&str; 2]; 13] = [
+const PALETTE: [[&str; 2]; 13] = [
     ["#d7263d", "#ff5a6e"],
     ["#1f77b4", "#6cb4ee"],
     ["#2a9d62", "#5fd39a"],
@@ -235,6 +235,26 @@ pub(super) const PALETTE: [[&str; 2]; 13] = [
     ["#00796b", "#4db6ac"],
     ["#7b7b7b", "#b5b5b5"],
 ];
+
+/// The palette as classes, for both schemes.
+pub(super) fn colours() -> String {
+    let scheme = |which: usize| -> String {
+        let class = |(n, colours): (usize, &[&str; 2])| {
+            format!(".{} {{ color: {}; }}", class(n), colours[which])
+        };
+        PALETTE
+            .iter()
+            .enumerate()
+            .map(class)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    format!(
+        "{}\n@media (prefers-color-scheme: dark) {{ {} }}\n",
+        scheme(0),
+        scheme(1)
+    )
+}
 
 fn open(label: &str, height: f64) -> String {
     format!(
