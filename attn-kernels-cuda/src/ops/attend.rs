@@ -3,6 +3,7 @@
 mod decode;
 mod mma;
 
+use super::tiles::{Blocks, Width};
 use super::{enough, suffix};
 use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
@@ -24,6 +25,9 @@ pub(crate) const SUPPORTED: Features = Features::DENSE
     .union(Features::STATISTICS)
     .union(Features::GROUPED);
 
+/// Columns of values that the widest kernel has at once.
+const WIDEST: usize = 128;
+
 pub(crate) fn scratch<T: Element>(device: &CudaDevice, shape: &AttentionShape) -> usize {
     decode::scratch(device, T::DTYPE, shape)
 }
@@ -42,17 +46,27 @@ pub(crate) fn attend<T: Element>(
     if mma::serves(T::DTYPE, &shape) {
         return mma::attend(device, T::DTYPE, &params);
     }
-    let tiles = shape.query_length.div_ceil(64) as u64;
-    let name = format!("attend_{}", suffix(T::DTYPE));
+    ordinary::<T>(device, &shape, &params)
+}
+
+/// The kernels of ordinary arithmetic, which serve every call.
+fn ordinary<T: Element>(
+    device: &CudaDevice,
+    shape: &AttentionShape,
+    params: &Attend,
+) -> Result<(), CudaError> {
+    let width = Width::of(shape.value_depth, WIDEST);
+    let blocks = Blocks::of(shape.query_length, shape.key_length);
+    let each = blocks.count * width.chunks(shape.value_depth);
     device.launch(
         Kernel {
             module: Module::Attend,
-            name: &name,
-            blocks: params.matrices() * tiles,
-            threads: 256,
+            name: &format!("attend_{}_w{}", suffix(T::DTYPE), width.number()),
+            blocks: params.matrices().saturating_mul(each),
+            threads: blocks.threads,
             shared: 0,
         },
-        &params,
+        params,
     )
 }
 
