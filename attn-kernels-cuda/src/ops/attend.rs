@@ -1,5 +1,7 @@
 //! A call of attention: checks, then one of the kernels.
 
+mod hopper;
+
 use super::{enough, suffix};
 use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
@@ -33,6 +35,9 @@ pub(crate) fn attend<T: Element>(
 ) -> Result<(), CudaError> {
     let shape = check(device, &call, &out, scratch.len())?;
     let params = Attend::forward(&call, &shape, &out, scratch)?;
+    if let Some(served) = hopper::Served::new(device, T::DTYPE, &params) {
+        return served.attend(device);
+    }
     let tiles = shape.query_length.div_ceil(64) as u64;
     let name = format!("attend_{}", suffix(T::DTYPE));
     device.launch(
