@@ -4,8 +4,8 @@ use crate::device::{Device, DeviceBuffer};
 use crate::driver::{DeviceInfo, Driver, Image, ModuleId};
 use crate::error::CudaError;
 use crate::images::{self, Loaded, Module};
-use crate::options::Options;
 use crate::ops;
+use crate::options::Options;
 use attn_core::{
     Attention, AttentionBackward, AttentionShape, Backend, Buffer, Element, Error, Kernels,
     NormalizeBackward, Projection, ProjectionBackward, Scalar, View, ViewMut,
@@ -53,6 +53,14 @@ impl CudaDevice {
     #[must_use]
     pub const fn with_split_decode(mut self, allowed: bool) -> Self {
         self.options.split_decode = allowed;
+        self
+    }
+
+    /// Whether dense layers whose rows need not be rounded alike may be computed by cuBLASLt, where it is installed: faster where a
+    /// product is large, but not to the bits of the same rows among others or of another version of it.
+    #[must_use]
+    pub const fn with_library_products(mut self, allowed: bool) -> Self {
+        self.options.library_products = allowed;
         self
     }
 

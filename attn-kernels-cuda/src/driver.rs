@@ -1,6 +1,7 @@
 //! What a device does for the backend: memory, modules, launches. A driver's library behind `cudarc` is one implementation,
 //! the emulator of the tests another, so the same launches and the same PTX run on both.
 
+use attn_core::DType;
 use core::fmt;
 
 /// Why a device refused an operation.
@@ -95,6 +96,48 @@ pub struct TensorMap {
     pub is_bf16: bool,
 }
 
+/// A factor of a product: a row-major matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Factor {
+    /// Elements from one row to the next.
+    pub stride: u64,
+    /// Whether it is stored the other way round than it is multiplied.
+    pub is_transposed: bool,
+}
+
+/// The size and kind of a product `out[m, n] = a[m, k] · b[k, n] + bias[n]` of row-major matrices, whose addresses and strides are
+/// multiples of 16 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Matmul {
+    /// Of all matrices. Sums are made in its accumulator.
+    pub dtype: DType,
+    /// `m`, `n` and `k`.
+    pub sizes: [u64; 3],
+    /// The left factor.
+    pub a: Factor,
+    /// The right factor.
+    pub b: Factor,
+    /// Elements from one row of the output to the next.
+    pub out_stride: u64,
+    /// Whether there is a bias.
+    pub has_bias: bool,
+    /// Whether the product is added to what is there.
+    pub accumulate: bool,
+}
+
+/// Where the matrices of a [`Matmul`] are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatmulAddresses {
+    /// The left factor.
+    pub a: u64,
+    /// The right factor.
+    pub b: u64,
+    /// The output.
+    pub out: u64,
+    /// The bias, if there is one.
+    pub bias: u64,
+}
+
 /// A device that computes. All calls act in the order in which they are made (on one stream); only [`Driver::download`] and
 /// [`Driver::synchronize`] wait.
 pub trait Driver: Send + Sync + fmt::Debug {
@@ -165,6 +208,24 @@ pub trait Driver: Send + Sync + fmt::Debug {
     ///
     /// The driver's own.
     fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16], DriverError>;
+
+    /// A product by the vendor's library; `None` where there is no library, or none of its kernels fits.
+    ///
+    /// # Safety
+    ///
+    /// The addresses name matrices as `call` says, which may be read and, the output, written.
+    ///
+    /// # Errors
+    ///
+    /// The library's own.
+    #[expect(unsafe_code, reason = "a library accesses what its arguments say")]
+    unsafe fn matmul(
+        &self,
+        _call: &Matmul,
+        _at: MatmulAddresses,
+    ) -> Option<Result<(), DriverError>> {
+        None
+    }
 
     /// Waits until everything asked is done.
     ///

@@ -144,9 +144,9 @@ impl From<CudaError> for attn_core::Error {
             ),
             CudaError::Grid { .. } => device("launch", 1, "Cut the batch into several calls"),
             CudaError::NoCode { .. } => device("loading code", 209, "Use the CPU backend"),
-            CudaError::NoDriver { .. } | CudaError::NoDevice { .. } | CudaError::OldDriver { .. } => {
-                device("opening a device", 100, "Use the CPU backend")
-            }
+            CudaError::NoDriver { .. }
+            | CudaError::NoDevice { .. }
+            | CudaError::OldDriver { .. } => device("opening a device", 100, "Use the CPU backend"),
         }
     }
 }

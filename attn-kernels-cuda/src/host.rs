@@ -231,8 +231,7 @@ impl<T: Element> Kernels<T> for Cuda {
             let bias = call.bias.as_ref();
             let bias = bias.map(|bias| Input::new(device, bias)).transpose()?;
             let mut out = Output::new(device, out, false)?;
-            let scratch =
-                Kernels::<T>::project_scratch(device, rows, features, outputs);
+            let scratch = Kernels::<T>::project_scratch(device, rows, features, outputs);
             let on_device_call = Projection {
                 input: input.view()?,
                 kernel: DenseKernel::Plain(kernel.view()?),
@@ -317,8 +316,7 @@ impl<T: Element> Kernels<T> for Cuda {
                 .transpose()?;
             let mut d_kernel = optional(device, call.d_kernel)?;
             let mut d_bias = optional(device, call.d_bias)?;
-            let scratch =
-                Kernels::<T>::project_backward_scratch(device, rows, features, outputs);
+            let scratch = Kernels::<T>::project_backward_scratch(device, rows, features, outputs);
             let on_device_call = ProjectionBackward {
                 input: input.view()?,
                 kernel: kernel.view()?,

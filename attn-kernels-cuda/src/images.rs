@@ -97,12 +97,12 @@ pub(crate) fn for_device(module: Module, device: &DeviceInfo) -> Result<Loaded, 
         next: "Compute capability 8.0 and later is supported; use the CPU backend",
     };
     let codes = codes(module);
-    let newest = |codes: &mut dyn Iterator<Item = &'static Code>| {
-        codes.max_by_key(|code| code.capability)
-    };
-    let machine = newest(&mut codes.iter().filter(runs).filter(|code| {
-        code.cubin.is_some() && code.capability / 10 == major && !device.wants_ptx
-    }));
+    let newest =
+        |codes: &mut dyn Iterator<Item = &'static Code>| codes.max_by_key(|code| code.capability);
+    let machine =
+        newest(&mut codes.iter().filter(runs).filter(|code| {
+            code.cubin.is_some() && code.capability / 10 == major && !device.wants_ptx
+        }));
     if let Some(cubin) = machine.and_then(|code| code.cubin) {
         return Ok(Loaded::Cubin(unpack(cubin, missing)?));
     }

@@ -42,7 +42,11 @@ pub(crate) unsafe trait Params: Pod {}
 
 impl CudaDevice {
     /// Starts a kernel. Nothing is started for no blocks.
-    pub(crate) fn launch<P: Params>(&self, kernel: Kernel<'_>, params: &P) -> Result<(), CudaError> {
+    pub(crate) fn launch<P: Params>(
+        &self,
+        kernel: Kernel<'_>,
+        params: &P,
+    ) -> Result<(), CudaError> {
         self.launch_bytes(kernel, &[bytemuck::bytes_of(params)])
     }
 

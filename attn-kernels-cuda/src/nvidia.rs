@@ -3,13 +3,18 @@
 //! Its library is opened when a device is first asked for. `cudarc` panics where a library or a function of it is missing, so
 //! everything here begins with the question whether it is there, and how old it is.
 
+mod library;
+
 use crate::cuda::CudaDevice;
-use crate::driver::{DeviceInfo, Driver, DriverError, Image, Launch, ModuleId, TensorMap};
+use crate::driver::{
+    DeviceInfo, Driver, DriverError, Image, Launch, Matmul, MatmulAddresses, ModuleId, TensorMap,
+};
 use crate::error::CudaError;
 use core::ffi::c_void;
 use core::ptr;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute};
 use cudarc::driver::{CudaContext, CudaStream, result};
+use library::Library;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,6 +104,14 @@ struct Nvidia {
     stream: Arc<CudaStream>,
     info: DeviceInfo,
     modules: Mutex<Modules>,
+    library: Mutex<Opened>,
+}
+
+/// The library of products.
+enum Opened {
+    NotYet,
+    Missing,
+    Is(Library),
 }
 
 /// What was loaded. Handles are kept as numbers: they belong to the context, not to a thread.
@@ -148,6 +161,7 @@ impl Nvidia {
             stream,
             info,
             modules: Mutex::default(),
+            library: Mutex::new(Opened::NotYet),
         })
     }
 
@@ -190,7 +204,8 @@ impl Nvidia {
         let shared = launch.shared.max(48 << 10);
         if shared > 48 << 10 {
             self.run("asking for shared memory", |_| {
-                let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let attribute =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // SAFETY: the function was found above.
                 #[expect(unsafe_code, reason = "a function of C")]
                 unsafe {
@@ -320,6 +335,32 @@ impl Driver for Nvidia {
         })
     }
 
+    #[expect(unsafe_code, reason = "the trait's contract")]
+    unsafe fn matmul(
+        &self,
+        call: &Matmul,
+        addresses: MatmulAddresses,
+    ) -> Option<Result<(), DriverError>> {
+        let mut opened = self.library.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = self.run("a product", |_| Ok(())) {
+            return Some(Err(error));
+        }
+        if matches!(*opened, Opened::NotYet) {
+            *opened = match Library::open(|| self.allocate(library::WORKSPACE)) {
+                Ok(Some(library)) => Opened::Is(library),
+                Ok(None) => Opened::Missing,
+                Err(error) => return Some(Err(error)),
+            };
+        }
+        match &mut *opened {
+            // SAFETY: the caller's, word for word; the context is this thread's.
+            Opened::Is(library) => unsafe {
+                library.multiply(call, addresses, self.stream.cu_stream())
+            },
+            Opened::Missing | Opened::NotYet => None,
+        }
+    }
+
     fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16], DriverError> {
         use sys::CUtensorMapDataType_enum as DataType;
         let mut encoded = sys::CUtensorMap_st { opaque: [0; 16] };
@@ -364,6 +405,13 @@ impl Driver for Nvidia {
 
 impl Drop for Nvidia {
     fn drop(&mut self) {
+        let library = self.library.get_mut();
+        let library = library.unwrap_or_else(PoisonError::into_inner);
+        if let Opened::Is(library) = core::mem::replace(library, Opened::Missing) {
+            let workspace = library.workspace();
+            drop(library);
+            self.free(workspace);
+        }
         let modules = self
             .modules
             .get_mut()

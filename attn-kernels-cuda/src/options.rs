@@ -7,4 +7,6 @@ pub(crate) struct Options {
     pub(crate) nondeterministic_gradients: bool,
     /// Whether few queries over many keys may be cut over the keys.
     pub(crate) split_decode: bool,
+    /// Whether large products may be computed by the vendor's library.
+    pub(crate) library_products: bool,
 }

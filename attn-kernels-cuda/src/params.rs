@@ -305,7 +305,16 @@ impl Attend {
         let bias = bias.map(|bias| bias.broadcast_to("bias", &weights_shape));
         let mask = call.visible.mask.as_ref();
         let bytes = mask.map(|mask| mask.view().broadcast_to("mask", &weights_shape));
-        let [out, weights, statistics, d_out, d_query, d_key, d_value, d_bias] = others;
+        let [
+            out,
+            weights,
+            statistics,
+            d_out,
+            d_query,
+            d_key,
+            d_value,
+            d_bias,
+        ] = others;
         let d_bias = match d_bias {
             None => None,
             Some(placed) => Some(Placed {

@@ -1,6 +1,8 @@
 //! A call of attention: checks, then one of the kernels.
 
+mod decode;
 mod hopper;
+mod mma;
 
 use super::{enough, suffix};
 use crate::cuda::CudaDevice;
@@ -23,8 +25,8 @@ pub(crate) const SUPPORTED: Features = Features::DENSE
     .union(Features::STATISTICS)
     .union(Features::GROUPED);
 
-pub(crate) fn scratch<T: Element>(_device: &CudaDevice, _shape: &AttentionShape) -> usize {
-    0
+pub(crate) fn scratch<T: Element>(device: &CudaDevice, shape: &AttentionShape) -> usize {
+    decode::scratch(device, T::DTYPE, shape)
 }
 
 pub(crate) fn attend<T: Element>(
@@ -35,8 +37,14 @@ pub(crate) fn attend<T: Element>(
 ) -> Result<(), CudaError> {
     let shape = check(device, &call, &out, scratch.len())?;
     let params = Attend::forward(&call, &shape, &out, scratch)?;
+    if decode::attend(device, T::DTYPE, &shape, &params)? {
+        return Ok(());
+    }
     if let Some(served) = hopper::Served::new(device, T::DTYPE, &params) {
         return served.attend(device);
+    }
+    if mma::serves(T::DTYPE, &shape) {
+        return mma::attend(device, T::DTYPE, &params);
     }
     let tiles = shape.query_length.div_ceil(64) as u64;
     let name = format!("attend_{}", suffix(T::DTYPE));

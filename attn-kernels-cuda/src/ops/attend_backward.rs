@@ -1,5 +1,7 @@
 //! A call for the gradients of attention: checks, then the kernels.
 
+mod mma;
+
 use super::attend::SUPPORTED;
 use super::{enough, suffix};
 use crate::cuda::CudaDevice;
@@ -10,7 +12,10 @@ use crate::launch::Kernel;
 use crate::params::{Attend, Gradients, Placed};
 use attn_core::{AttentionBackward, AttentionShape, Buffer, Element};
 
-pub(crate) fn scratch<T: Element>(_device: &CudaDevice, _shape: &AttentionShape) -> usize {
+pub(crate) fn scratch<T: Element>(_device: &CudaDevice, shape: &AttentionShape) -> usize {
+    if mma::class(T::DTYPE, shape).is_some() {
+        return mma::scratch(shape);
+    }
     0
 }
 
@@ -32,6 +37,9 @@ pub(crate) fn attend_backward<T: Element>(
         d_bias: call.d_bias.as_ref().map(Placed::of_mut),
     };
     let params = Attend::backward(&call.call, &shape, &gradients, scratch)?;
+    if let (None, Some(class)) = (&call.d_bias, mma::class(T::DTYPE, &shape)) {
+        return mma::launch(device, T::DTYPE, class, &params);
+    }
     let name = format!("attend_backward_{}", suffix(T::DTYPE));
     device.launch(
         Kernel {

@@ -1,31 +1,328 @@
-//! Dense layers and their gradients.
+//! Dense layers and their gradients: checks, and which kernels compute their products.
 
+use super::matrix::{Operand, Product, Sum};
+use super::{enough, suffix};
 use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
+use crate::driver::{Factor, Matmul, MatmulAddresses};
 use crate::error::CudaError;
-use attn_core::{Element, Error, Projection, ProjectionBackward, ViewMut};
+use crate::images::Module;
+use crate::launch::Kernel;
+use crate::params::{Placed, size};
+use attn_core::{Buffer, DType, Element, Projection, ProjectionBackward, RowOrder, ViewMut};
+
+/// Rows of a gradient whose sum is a step of its own, where there are so many that the device would else be idle.
+const SLICE: usize = 256;
+const MAX_SLICES: usize = 64;
+/// Columns that a block sums.
+const SUM_COLUMNS: u64 = 32;
 
 pub(crate) const fn scratch(_rows: usize, _features: usize, _outputs: usize) -> usize {
     0
 }
 
-pub(crate) const fn backward_scratch(_rows: usize, _features: usize, _outputs: usize) -> usize {
-    0
+/// The sums of slices of the rows.
+pub(crate) fn backward_scratch(rows: usize, _features: usize, outputs: usize) -> usize {
+    match slices(rows) {
+        1 => 0,
+        slices => slices.saturating_mul(outputs),
+    }
+}
+
+fn slices(rows: usize) -> usize {
+    (rows / SLICE).clamp(1, MAX_SLICES)
 }
 
 pub(crate) fn project<T: Element>(
-    _device: &CudaDevice,
-    _call: &Projection<'_, Device, T>,
-    _out: ViewMut<'_, Device, T>,
-    _scratch: &mut DeviceBuffer<T::Acc>,
+    device: &CudaDevice,
+    call: &Projection<'_, Device, T>,
+    out: ViewMut<'_, Device, T>,
+    scratch: &mut DeviceBuffer<T::Acc>,
 ) -> Result<(), CudaError> {
-    Err(Error::NoHeads.into())
+    let (rows, features, outputs) = call.sizes(out.shape())?;
+    let kernel = call.kernel.plain(crate::NAME)?;
+    enough(scratch.len(), self::scratch(rows, features, outputs))?;
+    let axes = call.input.shape().rank() - 1;
+    let bias = call.bias.as_ref().map(Placed::of);
+    let product = Product {
+        a: Operand::new::<T>("input", &Placed::of(&call.input), axes)?,
+        b: Operand::new::<T>("kernel", &Placed::of(&kernel), 1)?,
+        out: Operand::new::<T>("output", &Placed::of_mut(&out), axes)?,
+        bias: bias.map_or(0, |bias| bias.address),
+        bias_stride: bias.map_or(0, |bias| bias.layout.strides()[0] as i64),
+        m: size("input", rows)?,
+        n: size("kernel", outputs)?,
+        k: size("kernel", features)?,
+        accumulate: 0,
+    };
+    multiply::<T>(device, Factors::Forward, call.row_order, &product)
 }
 
 pub(crate) fn project_backward<T: Element>(
-    _device: &CudaDevice,
-    _call: ProjectionBackward<'_, Device, T>,
-    _scratch: &mut DeviceBuffer<T::Acc>,
+    device: &CudaDevice,
+    call: ProjectionBackward<'_, Device, T>,
+    scratch: &mut DeviceBuffer<T::Acc>,
 ) -> Result<(), CudaError> {
-    Err(Error::NoHeads.into())
+    let (rows, features, outputs) = call.sizes()?;
+    enough(scratch.len(), backward_scratch(rows, features, outputs))?;
+    let axes = call.input.shape().rank() - 1;
+    let input = Operand::new::<T>("input", &Placed::of(&call.input), axes)?;
+    let kernel = Operand::new::<T>("kernel", &Placed::of(&call.kernel), 1)?;
+    let d_out = Operand::new::<T>("d_out", &Placed::of(&call.d_out), axes)?;
+    let [rows, features, outputs] = [rows, features, outputs].map(|n| size("input", n));
+    let (rows, features, outputs) = (rows?, features?, outputs?);
+    let to = |argument, view: Option<&ViewMut<'_, Device, T>>, axes| {
+        view.map(|view| Operand::new::<T>(argument, &Placed::of_mut(view), axes))
+            .transpose()
+    };
+    let product = |a, b, out, [m, n, k]: [u32; 3], accumulate| Product {
+        a,
+        b,
+        out,
+        bias: 0,
+        bias_stride: 0,
+        m,
+        n,
+        k,
+        accumulate: u32::from(accumulate),
+    };
+    // All are checked before any is written.
+    let d_input = to("d_input", call.d_input.as_ref(), axes)?;
+    let d_kernel = to("d_kernel", call.d_kernel.as_ref(), 1)?;
+    if let Some(out) = d_input {
+        let sizes = [rows, features, outputs];
+        let product = product(d_out, kernel, out, sizes, call.accumulate);
+        multiply::<T>(device, Factors::Input, RowOrder::Any, &product)?;
+    }
+    if let Some(out) = d_kernel {
+        let product = product(input, d_out, out, [features, outputs, rows], false);
+        multiply::<T>(device, Factors::Kernel, RowOrder::Any, &product)?;
+    }
+    if let Some(d_bias) = call.d_bias {
+        let to = Placed::of_mut(&d_bias);
+        let to = (to.address, to.layout.strides()[0] as i64);
+        sum_of_rows::<T>(device, d_out, [rows, outputs], to, scratch.address())?;
+    }
+    Ok(())
+}
+
+/// How the factors of a product are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Factors {
+    /// Both as they are multiplied.
+    Forward,
+    /// The right one transposed: the gradient of an input.
+    Input,
+    /// The left one transposed: the gradient of a kernel.
+    Kernel,
+}
+
+impl Factors {
+    /// In the names of kernels.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::Input => "d_input",
+            Self::Kernel => "d_kernel",
+        }
+    }
+}
+
+/// Tiles of a kernel.
+struct Tiles {
+    rows: u32,
+    columns: u32,
+    threads: u32,
+    shared: u32,
+}
+
+impl Tiles {
+    fn blocks(&self, product: &Product) -> u64 {
+        let rows = u64::from(product.m.div_ceil(self.rows));
+        rows * u64::from(product.n.div_ceil(self.columns))
+    }
+}
+
+const F32: Tiles = Tiles {
+    rows: 128,
+    columns: 64,
+    threads: 256,
+    shared: 0,
+};
+const F64: Tiles = Tiles { rows: 64, ..F32 };
+const TENSOR: Tiles = Tiles {
+    rows: 64,
+    columns: 64,
+    threads: 128,
+    shared: 40 << 10,
+};
+const TENSOR_LARGE: Tiles = Tiles {
+    rows: 128,
+    columns: 128,
+    threads: 256,
+    shared: 80 << 10,
+};
+/// Whose blocks have all rows.
+const FEW: Tiles = Tiles {
+    rows: 8,
+    columns: 32,
+    threads: 256,
+    shared: 0,
+};
+const TENSOR_FEW: Tiles = Tiles {
+    rows: 16,
+    shared: 136 << 10,
+    ..FEW
+};
+
+/// The product by the vendor's library, if the caller wants that, it is there, and the matrices lie as it needs them.
+fn by_library<T: Element>(
+    device: &CudaDevice,
+    factors: Factors,
+    product: &Product,
+) -> Option<Result<(), CudaError>> {
+    let has_bias = product.bias != 0;
+    let is_empty = [product.m, product.n, product.k].contains(&0);
+    let fits = product.bias.is_multiple_of(16) && (!has_bias || product.bias_stride == 1);
+    if !device.options().library_products || is_empty || !fits {
+        return None;
+    }
+    let call = Matmul {
+        dtype: T::DTYPE,
+        sizes: [product.m, product.n, product.k].map(u64::from),
+        a: Factor {
+            stride: product.a.even_rows()?,
+            is_transposed: factors == Factors::Kernel,
+        },
+        b: Factor {
+            stride: product.b.even_rows()?,
+            is_transposed: factors == Factors::Input,
+        },
+        out_stride: product.out.even_rows()?,
+        has_bias,
+        accumulate: product.accumulate != 0,
+    };
+    let addresses = MatmulAddresses {
+        a: product.a.address,
+        b: product.b.address,
+        out: product.out.address,
+        bias: product.bias,
+    };
+    // SAFETY: the addresses are of views that were checked against their buffers, and whose sizes and strides these are.
+    #[expect(unsafe_code, reason = "the library accesses what its arguments say")]
+    let started = unsafe { device.driver().matmul(&call, addresses) };
+    started.map(|started| started.map_err(CudaError::from))
+}
+
+/// Every kernel sums in the same order, so the choice among them is one of speed alone; the library has an order of its own.
+fn multiply<T: Element>(
+    device: &CudaDevice,
+    factors: Factors,
+    order: RowOrder,
+    product: &Product,
+) -> Result<(), CudaError> {
+    if order == RowOrder::Any
+        && let Some(done) = by_library::<T>(device, factors, product)
+    {
+        return done;
+    }
+    let info = device.info();
+    let is_tensor = matches!(T::DTYPE, DType::F16 | DType::BF16);
+    let few = if is_tensor { TENSOR_FEW } else { FEW };
+    let is_few =
+        factors == Factors::Forward && product.m <= few.rows && few.shared <= info.shared_per_block;
+    let fills = TENSOR_LARGE.blocks(product) >= u64::from(info.multiprocessors);
+    let (tiles, prefix) = match (T::DTYPE, is_few) {
+        (DType::F16 | DType::BF16, true) => (few, "few"),
+        (DType::F32 | DType::F64, true) if product.m == 1 => (few, "few_1"),
+        (DType::F32 | DType::F64, true) => (few, "few_8"),
+        (DType::F32, false) => (F32, factors.name()),
+        (DType::F64, false) => (F64, factors.name()),
+        (DType::F16 | DType::BF16, false) if fills => (TENSOR_LARGE, factors.name()),
+        (DType::F16 | DType::BF16, false) => (TENSOR, factors.name()),
+    };
+    let large = if tiles.rows == TENSOR_LARGE.rows && is_tensor {
+        "large_"
+    } else {
+        ""
+    };
+    let name = format!("{prefix}_{large}{}", suffix(T::DTYPE));
+    device.launch(
+        Kernel {
+            module: Module::Dense,
+            name: &name,
+            blocks: tiles.blocks(product),
+            threads: tiles.threads,
+            shared: tiles.shared,
+        },
+        product,
+    )
+}
+
+/// The sum of the rows of `from`, `[rows, columns]`, to an address and a stride; sums of slices go to the scratch.
+fn sum_of_rows<T: Element>(
+    device: &CudaDevice,
+    from: Operand,
+    [rows, columns]: [u32; 2],
+    to: (u64, i64),
+    scratch: u64,
+) -> Result<(), CudaError> {
+    let slices = slices(rows as usize) as u32;
+    if slices == 1 {
+        return sum(
+            device,
+            T::DTYPE,
+            T::DTYPE,
+            &whole(from, [rows, columns], to),
+        );
+    }
+    let acc = <T::Acc as Element>::DTYPE;
+    let parts = Sum {
+        slice: i64::from(columns),
+        rows_of_slice: rows.div_ceil(slices),
+        ..whole(from, [rows, columns], (scratch, 1))
+    };
+    sum(device, T::DTYPE, acc, &parts)?;
+    let parts = parts.rows.div_ceil(parts.rows_of_slice);
+    let from = Operand::contiguous(scratch, columns);
+    sum(device, acc, T::DTYPE, &whole(from, [parts, columns], to))
+}
+
+/// The sum of all rows at once.
+pub(crate) fn whole(from: Operand, [rows, columns]: [u32; 2], (to, column): (u64, i64)) -> Sum {
+    Sum {
+        from,
+        to,
+        slice: 0,
+        column,
+        rows,
+        columns,
+        rows_of_slice: rows,
+        _pad: 0,
+    }
+}
+
+/// Sums slices of rows.
+pub(crate) fn sum(
+    device: &CudaDevice,
+    from: DType,
+    to: DType,
+    params: &Sum,
+) -> Result<(), CudaError> {
+    let (from, to) = (suffix(from), suffix(to));
+    let name = match from == to {
+        true => format!("sum_{from}"),
+        false => format!("sum_{from}_{to}"),
+    };
+    let slices = params.rows.div_ceil(params.rows_of_slice.max(1)).max(1);
+    device.launch(
+        Kernel {
+            module: Module::Dense,
+            name: &name,
+            blocks: u64::from(slices) * u64::from(params.columns).div_ceil(SUM_COLUMNS),
+            threads: 256,
+            shared: 0,
+        },
+        params,
+    )
 }

@@ -3,6 +3,7 @@
 pub(crate) mod attend;
 pub(crate) mod attend_backward;
 pub(crate) mod dense;
+mod matrix;
 pub(crate) mod norm;
 
 use attn_core::{DType, Error};

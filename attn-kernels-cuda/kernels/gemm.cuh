@@ -1,0 +1,160 @@
+// Products of matrices: where their elements lie, how tiles of them come to shared memory, how sums get to the output.
+//
+// Whatever kernel computes it, an element is the same sum: chunks of CHUNK products, each summed from its first product
+// to its last, and the sums of the chunks added in their order. So a row has the same bits alone and among others,
+// and however its matrix lies.
+#pragma once
+
+#include "scalar.cuh"
+
+constexpr int CHUNK = 256;
+constexpr int ROW_AXES = 15;
+
+// A matrix: rows over several axes, columns in groups; strides in elements.
+struct Operand {
+  u64 address;
+  i64 group;   // from one group of columns to the next
+  i64 column;  // from one column of a group to the next
+  u32 columns;  // of a group
+  u32 axes;     // of rows
+  u32 dims[ROW_AXES];
+  u32 vectors;  // whether each 16 bytes of a row, from its first column on, lie side by side and are aligned
+  i64 strides[ROW_AXES];
+};
+
+// out[m, n] = sum over k of a b, and the bias. a is stored as [m, k] or [k, m], b as [k, n] or [n, k].
+struct Product {
+  Operand a, b, out;
+  u64 bias;  // 0: none
+  i64 bias_stride;
+  u32 m, n, k;
+  u32 accumulate;  // whether it is added to what is there
+};
+
+DEVICE i64 row_at(const Operand& o, u32 row) {
+  if (o.axes <= 1) return i64(row) * o.strides[0];
+  i64 at = 0;
+#pragma unroll 1
+  for (int axis = int(o.axes) - 1; axis >= 0; axis--) {
+    at += i64(row % o.dims[axis]) * o.strides[axis];
+    row /= o.dims[axis];
+  }
+  return at;
+}
+
+DEVICE i64 column_at(const Operand& o, u32 column) {
+  if (column < o.columns) return i64(column) * o.column;
+  return i64(column / o.columns) * o.group + i64(column % o.columns) * o.column;
+}
+
+// Copies that land later. `bytes` below SIZE are copied, zeros follow.
+template <int SIZE> DEVICE void copy_async(void* to, const void* from, u32 bytes) {
+  u32 shared = u32(__cvta_generic_to_shared(to));
+  if constexpr (SIZE == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(from), "n"(SIZE), "r"(bytes)
+                 : "memory");
+}
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT> DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
+
+// Brings ROWS x COLUMNS elements from (row, column) on to shared memory, rows STRIDE apart; zeros from (rows, columns) on.
+// THREADS threads do so, of which this is number `thread`; all that is asynchronous belongs to the next commit.
+template <typename T, int ROWS, int COLUMNS, int STRIDE, int THREADS>
+DEVICE void load_tile(T* to, const Operand& o, u32 row, u32 rows, u32 column, u32 columns, u32 thread) {
+  constexpr int WIDTH = 16 / sizeof(T), PIECES = COLUMNS / WIDTH;
+  const T* from = reinterpret_cast<const T*>(o.address);
+  if (o.vectors) {
+#pragma unroll
+    for (int i = 0; i < (ROWS * PIECES + THREADS - 1) / THREADS; i++) {
+      u32 piece = i * THREADS + thread;
+      if (ROWS * PIECES % THREADS && piece >= ROWS * PIECES) break;
+      u32 r = piece / PIECES, c = piece % PIECES * WIDTH;
+      u32 left = 0;
+      const T* source = from;
+      if (row + r < rows && column + c < columns) {
+        left = min(columns - (column + c), u32(WIDTH));
+        source += row_at(o, row + r) + column_at(o, column + c);
+      }
+      copy_async<16>(to + r * STRIDE + c, source, left * sizeof(T));
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int i = 0; i < (ROWS * COLUMNS + THREADS - 1) / THREADS; i++) {
+    u32 element = i * THREADS + thread;
+    if (ROWS * COLUMNS % THREADS && element >= ROWS * COLUMNS) break;
+    u32 r = element / COLUMNS, c = element % COLUMNS;
+    bool there = row + r < rows && column + c < columns;
+    const T* source = there ? from + row_at(o, row + r) + column_at(o, column + c) : from;
+    if constexpr (sizeof(T) >= 4) copy_async<sizeof(T)>(to + r * STRIDE + c, source, there ? sizeof(T) : 0);
+    else to[r * STRIDE + c] = there ? *source : T{};
+  }
+}
+
+// The bias of a column.
+template <typename T> DEVICE Acc<T> bias_of(const Product& p, u32 column) {
+  if (!p.bias) return 0;
+  return widen(reinterpret_cast<const T*>(p.bias)[i64(column) * p.bias_stride]);
+}
+
+// Writes an element, whose bias was added.
+template <typename T> DEVICE void write(const Product& p, u32 row, u32 column, Acc<T> sum) {
+  T* to = reinterpret_cast<T*>(p.out.address) + row_at(p.out, row) + column_at(p.out, column);
+  if (p.accumulate) sum += widen(*to);
+  *to = narrow<T>(sum);
+}
+
+// Writes W elements of a row from column on, those below n, whose biases were not added.
+template <typename T, int W> DEVICE void write_piece(const Product& p, u32 row, u32 column, Acc<T> (&sums)[W]) {
+  static_assert(W * sizeof(T) == 16);
+#pragma unroll
+  for (int i = 0; i < W; i++)
+    if (column + i < p.n) sums[i] += bias_of<T>(p, column + i);
+  if (p.out.vectors && column + W <= p.n) {
+    T* to = reinterpret_cast<T*>(p.out.address) + row_at(p.out, row) + column_at(p.out, column);
+    union { uint4 bits; T elements[W]; } piece;
+    if (p.accumulate) {
+      piece.bits = *reinterpret_cast<uint4*>(to);
+#pragma unroll
+      for (int i = 0; i < W; i++) sums[i] += widen(piece.elements[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < W; i++) piece.elements[i] = narrow<T>(sums[i]);
+    *reinterpret_cast<uint4*>(to) = piece.bits;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < W; i++)
+    if (column + i < p.n) write<T>(p, row, column + i, sums[i]);
+}
+
+// Writes a tile of sums in shared memory, rows STRIDE apart, to (m, n), in pieces of 16 bytes where they may be.
+template <typename T, int ROWS, int COLUMNS, int STRIDE, int THREADS>
+DEVICE void write_tile(const Product& p, u32 m, u32 n, const Acc<T>* sums) {
+  constexpr int WIDTH = 16 / sizeof(T), PIECES = COLUMNS / WIDTH, READ = 16 / sizeof(Acc<T>);
+#pragma unroll 1
+  for (u32 piece = threadIdx.x; piece < ROWS * PIECES; piece += THREADS) {
+    u32 row = piece / PIECES, column = piece % PIECES * WIDTH;
+    if (m + row >= p.m) break;
+    if (n + column >= p.n) continue;
+    Acc<T> x[WIDTH];
+#pragma unroll
+    for (int i = 0; i < WIDTH; i += READ) {
+      Pack<Acc<T>, READ> part = load_pack<READ>(sums + row * STRIDE + column + i);
+#pragma unroll
+      for (int j = 0; j < READ; j++) x[i + j] = part.at[j];
+    }
+    write_piece<T, WIDTH>(p, m + row, n + column, x);
+  }
+}
+
+// The tile of this block: blocks that run at once share rows and columns, so that the cache holds what they read.
+DEVICE void tile_of_block(u32 tiles_m, u32 tiles_n, u32& tile_m, u32& tile_n) {
+  constexpr u32 BAND = 8;
+  u32 band = blockIdx.x / (BAND * tiles_n), first = band * BAND;
+  u32 height = min(BAND, tiles_m - first), within = blockIdx.x - first * tiles_n;
+  tile_m = first + within % height;
+  tile_n = within / height;
+}

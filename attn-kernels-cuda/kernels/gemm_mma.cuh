@@ -1,0 +1,134 @@
+// Products of 16-bit floats on tensor cores, summed in f32.
+#pragma once
+
+#include "gemm.cuh"
+
+// Four 8 x 8 matrices from shared memory, one row from the address of each lane.
+DEVICE void load_matrices(u32 (&r)[4], const void* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(u32(__cvta_generic_to_shared(from)))
+               : "memory");
+}
+DEVICE void load_matrices_transposed(u32 (&r)[4], const void* from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(u32(__cvta_generic_to_shared(from)))
+               : "memory");
+}
+
+// d[16, 8] += a[16, 16] b[16, 8]
+DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, f16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, bf16) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The fragments of a 16 x 16 part of the left factor, at (m, k) of a tile [m][k] or, transposed, [k][m].
+template <bool TRANSPOSED, int STRIDE, typename T> DEVICE void left_part(u32 (&r)[4], const T* tile, u32 m, u32 k) {
+  u32 lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
+  if constexpr (TRANSPOSED)
+    load_matrices_transposed(r, tile + (k + matrix / 2 * 8 + row) * STRIDE + m + matrix % 2 * 8);
+  else load_matrices(r, tile + (m + matrix % 2 * 8 + row) * STRIDE + k + matrix / 2 * 8);
+}
+
+// Those of a 16 x 16 part of the right factor, at (k, n) of a tile [k][n] or, transposed, [n][k]: two for each 8 columns.
+template <bool TRANSPOSED, int STRIDE, typename T> DEVICE void right_part(u32 (&r)[4], const T* tile, u32 k, u32 n) {
+  u32 lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
+  if constexpr (TRANSPOSED) load_matrices(r, tile + (n + matrix / 2 * 8 + row) * STRIDE + k + matrix % 2 * 8);
+  else load_matrices_transposed(r, tile + (k + matrix % 2 * 8 + row) * STRIDE + n + matrix / 2 * 8);
+}
+
+constexpr int MMA_K = 32;
+constexpr int MMA_STAGES = 4;
+// Elements of padding of a tile's rows, so that rows of 16 bytes below each other lie in different banks.
+constexpr int PAD = 8;
+
+// Tiles of BM x BN, WARPS_M x WARPS_N warps.
+template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int WARPS_M, int WARPS_N> struct Mma {
+  static constexpr int THREADS = 32 * WARPS_M * WARPS_N, M = BM / WARPS_M, N = BN / WARPS_N;
+  static constexpr int A_STRIDE = (A_TRANSPOSED ? BM : MMA_K) + PAD, B_STRIDE = (B_TRANSPOSED ? MMA_K : BN) + PAD;
+  static constexpr int A_SIZE = (A_TRANSPOSED ? MMA_K : BM) * A_STRIDE, B_SIZE = (B_TRANSPOSED ? BN : MMA_K) * B_STRIDE;
+  static constexpr int OUT_STRIDE = BN + 4;
+
+  static DEVICE void load(T* a, T* b, const Product& p, u32 m, u32 n, u32 k) {
+    if constexpr (A_TRANSPOSED) load_tile<T, MMA_K, BM, A_STRIDE, THREADS>(a, p.a, k, p.k, m, p.m, threadIdx.x);
+    else load_tile<T, BM, MMA_K, A_STRIDE, THREADS>(a, p.a, m, p.m, k, p.k, threadIdx.x);
+    if constexpr (B_TRANSPOSED) load_tile<T, BN, MMA_K, B_STRIDE, THREADS>(b, p.b, n, p.n, k, p.k, threadIdx.x);
+    else load_tile<T, MMA_K, BN, B_STRIDE, THREADS>(b, p.b, k, p.k, n, p.n, threadIdx.x);
+  }
+
+  static DEVICE void run(const Product& p) {
+    extern __shared__ __align__(16) u8 shared[];
+    T* tiles = reinterpret_cast<T*>(shared);
+    u32 tile_m, tile_n;
+    tile_of_block((p.m + BM - 1) / BM, (p.n + BN - 1) / BN, tile_m, tile_n);
+    u32 m = tile_m * BM, n = tile_n * BN, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    u32 warp_m = warp / WARPS_N * M, warp_n = warp % WARPS_N * N;
+    u32 steps = (p.k + MMA_K - 1) / MMA_K;
+    // A warp whose part lies beyond the output only copies.
+    bool works = m + warp_m < p.m && n + warp_n < p.n;
+    float chunk[M / 16][N / 8][4] = {}, total[M / 16][N / 8][4] = {};
+    for (u32 next = 0; next < steps + MMA_STAGES - 1; next++) {
+      if (next >= MMA_STAGES - 1) {
+        await_copies<MMA_STAGES - 2>();
+        __syncthreads();
+      }
+      T* slot = tiles + next % MMA_STAGES * (A_SIZE + B_SIZE);
+      if (next < steps) load(slot, slot + A_SIZE, p, m, n, next * MMA_K);
+      commit_copies();
+      if (next < MMA_STAGES - 1 || !works) continue;
+      u32 step = next - (MMA_STAGES - 1);
+      const T* a = tiles + step % MMA_STAGES * (A_SIZE + B_SIZE);
+      const T* b = a + A_SIZE;
+#pragma unroll
+      for (int k = 0; k < MMA_K; k += 16) {
+        u32 x[M / 16][4], y[N / 16][4];
+#pragma unroll
+        for (int i = 0; i < M / 16; i++) left_part<A_TRANSPOSED, A_STRIDE>(x[i], a, warp_m + 16 * i, k);
+#pragma unroll
+        for (int j = 0; j < N / 16; j++) right_part<B_TRANSPOSED, B_STRIDE>(y[j], b, k, warp_n + 16 * j);
+#pragma unroll
+        for (int i = 0; i < M / 16; i++)
+#pragma unroll
+          for (int j = 0; j < N / 8; j++) multiply(chunk[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1], T{});
+      }
+      if ((step + 1) % (CHUNK / MMA_K) == 0 || step + 1 == steps) {
+#pragma unroll
+        for (int i = 0; i < M / 16; i++)
+#pragma unroll
+          for (int j = 0; j < N / 8; j++)
+#pragma unroll
+            for (int l = 0; l < 4; l++) {
+              total[i][j][l] += chunk[i][j][l];
+              chunk[i][j][l] = 0;
+            }
+      }
+    }
+    // Sums go through shared memory, so that rows are written in pieces of 16 bytes.
+    await_copies<0>();
+    __syncthreads();
+    float* sums = reinterpret_cast<float*>(shared);
+    if (works) {
+#pragma unroll
+      for (int i = 0; i < M / 16; i++)
+#pragma unroll
+        for (int j = 0; j < N / 8; j++)
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            u32 row = warp_m + 16 * i + 8 * half + lane / 4, column = warp_n + 8 * j + lane % 4 * 2;
+            *reinterpret_cast<float2*>(sums + row * OUT_STRIDE + column) =
+                make_float2(total[i][j][2 * half], total[i][j][2 * half + 1]);
+          }
+    }
+    __syncthreads();
+    write_tile<T, BM, BN, OUT_STRIDE, THREADS>(p, m, n, sums);
+  }
+};

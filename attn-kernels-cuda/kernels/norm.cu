@@ -1,0 +1,164 @@
+// Layer norm and its gradients. Mean and variance are two passes: a variance from sums of squares loses what squares have in common.
+#include "gemm.cuh"
+
+struct Norm {
+  Operand x;
+  u64 scale;
+  i64 scale_stride;
+  double epsilon;
+  u32 rows, depth;
+};
+
+struct NormBackward {
+  Operand x, gradient;
+  u64 scale;
+  i64 scale_stride;
+  double epsilon;
+  u64 d_scale;  // f64 [blocks, depth]; 0 if it is not wanted
+  u32 rows, depth;
+  u32 rows_of_block;
+  u32 pad;
+};
+
+constexpr int NORM_THREADS = 256;
+// Columns that a thread holds where a warp has a row of its own.
+constexpr int HELD = 8;
+
+// Calls f(which of the held, column) for each column of this thread, of THREADS that share a row.
+template <int THREADS, typename F> DEVICE void for_columns(u32 depth, F f) {
+  u32 thread = threadIdx.x % THREADS;
+  if constexpr (THREADS == 32) {
+#pragma unroll
+    for (int i = 0; i < HELD; i++) {
+      u32 column = i * 32 + thread;
+      if (column < depth) f(i, column);
+    }
+  } else {
+    for (u32 column = thread; column < depth; column += THREADS) f(0, column);
+  }
+}
+
+// The sum over the threads of a row, for all of them; `parts` are shared by a block.
+template <int THREADS, typename S> DEVICE S sum_of_row(S x, S* parts) {
+#pragma unroll
+  for (int distance = 16; distance; distance /= 2) x += __shfl_xor_sync(0xffffffff, x, distance);
+  if constexpr (THREADS > 32) {
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0;
+#pragma unroll
+    for (int i = 0; i < THREADS / 32; i++) x += parts[i];
+  }
+  return x;
+}
+
+DEVICE float square_root(float x) { return __fsqrt_rn(x); }
+DEVICE double square_root(double x) { return __dsqrt_rn(x); }
+
+// Mean, and one by the standard deviation, of the values value(which, column) of a row.
+template <int THREADS, typename S, typename F>
+DEVICE void moments(u32 depth, S epsilon, S* parts, F value, S& mean, S& factor) {
+  S sum = 0, squares = 0;
+  for_columns<THREADS>(depth, [&](int i, u32 column) { sum += value(i, column); });
+  mean = sum_of_row<THREADS>(sum, parts) / S(depth);
+  for_columns<THREADS>(depth, [&](int i, u32 column) {
+    S centred = value(i, column) - mean;
+    squares += centred * centred;
+  });
+  factor = S(1) / square_root(sum_of_row<THREADS>(squares, parts) / S(depth) + epsilon);
+}
+
+// THREADS threads have a row; S is what its statistics are computed in.
+template <typename T, typename S, int THREADS> DEVICE void normalize(const Norm& p) {
+  __shared__ S parts[NORM_THREADS / 32];
+  u32 row = blockIdx.x * (NORM_THREADS / THREADS) + threadIdx.x / THREADS;
+  if (row >= p.rows) return;
+  T* x = reinterpret_cast<T*>(p.x.address) + row_at(p.x, row);
+  const Acc<T>* scale = reinterpret_cast<const Acc<T>*>(p.scale);
+  S held[HELD] = {};
+  auto value = [&](int i, u32 column) {
+    if constexpr (THREADS == 32) return held[i];
+    else return S(widen(x[i64(column) * p.x.column]));
+  };
+  if constexpr (THREADS == 32)
+    for_columns<THREADS>(p.depth, [&](int i, u32 column) { held[i] = S(widen(x[i64(column) * p.x.column])); });
+  S mean, factor;
+  moments<THREADS>(p.depth, S(p.epsilon), parts, value, mean, factor);
+  for_columns<THREADS>(p.depth, [&](int i, u32 column) {
+    S normal = (value(i, column) - mean) * (factor * S(scale[i64(column) * p.scale_stride]));
+    x[i64(column) * p.x.column] = narrow<T>(Acc<T>(normal));
+  });
+}
+
+// With n the normalised row, g the gradient times the scale and f one by the standard deviation:
+// dx = f (g - mean(g) - n mean(g n)), d_scale = sum of gradient n over the rows.
+template <typename T, int THREADS> DEVICE void normalize_backward(const NormBackward& p) {
+  constexpr u32 ROWS = NORM_THREADS / THREADS;
+  __shared__ double parts[NORM_THREADS / 32];
+  const Acc<T>* scale = reinterpret_cast<const Acc<T>*>(p.scale);
+  double* d_scale = reinterpret_cast<double*>(p.d_scale) + u64(blockIdx.x) * p.depth;
+  u32 first = blockIdx.x * p.rows_of_block, end = min(first + p.rows_of_block, p.rows);
+  double shares[HELD] = {}, share = 1.0 / double(p.depth);
+  for (u32 row = first + threadIdx.x / THREADS; row < end; row += ROWS) {
+    const T* x = reinterpret_cast<const T*>(p.x.address) + row_at(p.x, row);
+    T* gradient = reinterpret_cast<T*>(p.gradient.address) + row_at(p.gradient, row);
+    double xs[HELD] = {}, gs[HELD] = {};
+    auto value = [&](int i, u32 column) {
+      if constexpr (THREADS == 32) return xs[i];
+      else return double(widen(x[i64(column) * p.x.column]));
+    };
+    auto given = [&](int i, u32 column) {
+      if constexpr (THREADS == 32) return gs[i];
+      else return double(widen(gradient[i64(column) * p.gradient.column]));
+    };
+    auto scale_of = [&](u32 column) { return double(scale[i64(column) * p.scale_stride]); };
+    if constexpr (THREADS == 32)
+      for_columns<THREADS>(p.depth, [&](int i, u32 column) {
+        xs[i] = double(widen(x[i64(column) * p.x.column]));
+        gs[i] = double(widen(gradient[i64(column) * p.gradient.column]));
+      });
+    double mean, factor;
+    moments<THREADS>(p.depth, p.epsilon, parts, value, mean, factor);
+    double sum = 0, product = 0;
+    for_columns<THREADS>(p.depth, [&](int i, u32 column) {
+      double normal = (value(i, column) - mean) * factor, g = given(i, column);
+      if constexpr (THREADS == 32) shares[i] += g * normal;
+      else if (p.d_scale) d_scale[column] = (row == first ? 0 : d_scale[column]) + g * normal;
+      g *= scale_of(column);
+      sum += g;
+      product += g * normal;
+    });
+    sum = sum_of_row<THREADS>(sum, parts) * share;
+    product = sum_of_row<THREADS>(product, parts) * share;
+    for_columns<THREADS>(p.depth, [&](int i, u32 column) {
+      double normal = (value(i, column) - mean) * factor, g = given(i, column) * scale_of(column);
+      gradient[i64(column) * p.gradient.column] = narrow<T>(Acc<T>(factor * (g - sum - normal * product)));
+    });
+  }
+  if constexpr (THREADS == 32) {
+    if (!p.d_scale) return;
+    // The warps' shares are added in their order.
+    __shared__ double all[NORM_THREADS / 32][32 * HELD];
+    for_columns<THREADS>(p.depth, [&](int i, u32 column) { all[threadIdx.x / 32][column] = shares[i]; });
+    __syncthreads();
+    u32 column = threadIdx.x;
+    if (column >= p.depth) return;
+    double total = 0;
+#pragma unroll
+    for (int warp = 0; warp < NORM_THREADS / 32; warp++) total += all[warp][column];
+    d_scale[column] = total;
+  }
+}
+
+#define KERNEL(NAME, TYPE, ...) \
+  extern "C" __global__ void __launch_bounds__(NORM_THREADS) NAME(const __grid_constant__ TYPE p) { __VA_ARGS__(p); }
+#define NORMS(NAME, T, S)                                             \
+  KERNEL(normalize_##NAME, Norm, normalize<T, S, 32>)                 \
+  KERNEL(normalize_deep_##NAME, Norm, normalize<T, S, NORM_THREADS>)  \
+  KERNEL(backward_##NAME, NormBackward, normalize_backward<T, 32>)    \
+  KERNEL(backward_deep_##NAME, NormBackward, normalize_backward<T, NORM_THREADS>)
+NORMS(f32, float, double)
+NORMS(f64, double, double)
+NORMS(f16, f16, float)
+NORMS(bf16, bf16, float)
