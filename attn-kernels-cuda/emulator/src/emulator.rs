@@ -12,13 +12,14 @@ use crate::{
     shared::Shared,
     warp::{Position, Warp},
 };
+use alloc::sync::Arc;
 use attn_kernels_cuda::driver::{
     DeviceInfo, Driver, DriverError, Image, Launch, ModuleId, TensorMap,
 };
 use core::fmt;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// In which order the warps of a block have their turns.

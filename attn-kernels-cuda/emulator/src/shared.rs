@@ -100,7 +100,7 @@ impl Shared {
                 ),
             ));
         }
-        if address % align as u64 != 0 {
+        if !address.is_multiple_of(align as u64) {
             return Err(Fault::new(
                 FindingKind::Misaligned,
                 format!("byte {address} of shared memory for {align} bytes"),

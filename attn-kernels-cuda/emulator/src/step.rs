@@ -101,16 +101,16 @@ impl Block<'_> {
                 let defined = warp.wide_defined(a) & warp.wide_defined(b) & warp.wide_defined(c);
                 warp.set_q(d, &value, m, defined);
             }
-            &Op::QL { f, d, a, b } => {
+            &Op::Shift { f, d, a, b } => {
                 let value = f(warp.q(a), warp.l(b));
                 warp.set_q(d, &value, m, warp.wide_defined(a) & warp.defined(b));
             }
-            &Op::QLL { f, d, a, b, c } => {
+            &Op::Extract { f, d, a, b, c } => {
                 let value = f(warp.q(a), warp.l(b), warp.l(c));
                 let defined = warp.wide_defined(a) & warp.defined(b) & warp.defined(c);
                 warp.set_q(d, &value, m, defined);
             }
-            &Op::QQLL { f, d, s } => {
+            &Op::Insert { f, d, s } => {
                 let value = f(warp.q(s[0]), warp.q(s[1]), warp.l(s[2]), warp.l(s[3]));
                 let defined = warp.wide_defined(s[0])
                     & warp.wide_defined(s[1])
@@ -818,7 +818,7 @@ impl Block<'_> {
             Some(row) => uniform(row, "the number of threads")?,
             None => all,
         };
-        if id >= 16 || expected == 0 || expected % 32 != 0 || expected > all {
+        if id >= 16 || expected == 0 || !expected.is_multiple_of(32) || expected > all {
             return Err(Fault::new(
                 FindingKind::Barrier,
                 format!("barrier {id} of {expected} threads, in a block of {all}"),
@@ -856,7 +856,7 @@ impl Block<'_> {
         }
         let complete = barrier.arrived >= barrier.expected;
         if complete {
-            let done = std::mem::take(barrier);
+            let done = core::mem::take(barrier);
             self.complete(&done);
         }
         warp.advance();
@@ -904,7 +904,7 @@ impl crate::block::Local {
                 ),
             ));
         }
-        if address % bytes as u64 != 0 {
+        if !address.is_multiple_of(bytes as u64) {
             return Err(Fault::new(
                 FindingKind::Misaligned,
                 format!("byte {address} of local memory for {bytes} bytes"),
