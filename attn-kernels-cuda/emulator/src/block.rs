@@ -16,8 +16,10 @@ use std::collections::HashMap;
 
 /// Instructions that a warp runs before another has its turn.
 const SLICE: u32 = 4096;
-/// Turns without anything but spinning after which no thread will ever go on.
-const IDLE_TURNS: u32 = 4096;
+/// Turns without anything but waiting after which no thread will ever go on.
+const IDLE_TURNS: u32 = 1024;
+/// Instructions of the warps of a block after which it will never end.
+const MOST_STEPS: u64 = 1 << 28;
 
 /// What a warp did last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +145,10 @@ impl Block<'_> {
                         pc: if warp.mask == 0 { pc } else { warp.pc },
                     })?;
                 }
+                if left == 0 {
+                    // It computes, as long as it likes: waiting would have ended its turn.
+                    self.progress += 1;
+                }
                 if self.released != 0 {
                     self.release(warps, &mut flows);
                 }
@@ -153,9 +159,9 @@ impl Block<'_> {
             if !ran {
                 return Err(self.stuck(warps, &flows));
             }
-            if self.progress == seen {
+            if self.progress == seen || self.clock > MOST_STEPS {
                 idle += 1;
-                if idle > IDLE_TURNS {
+                if idle > IDLE_TURNS || self.clock > MOST_STEPS {
                     return Err(spinning(warps, &flows));
                 }
             } else {
