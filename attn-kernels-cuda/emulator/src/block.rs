@@ -134,6 +134,9 @@ impl Block<'_> {
                 if flows[index] == Flow::Yield {
                     flows[index] = Flow::Run;
                 }
+                if flows[index] == Flow::Run {
+                    warp.wake();
+                }
                 let mut left = SLICE;
                 while flows[index] == Flow::Run && left > 0 {
                     left -= 1;
@@ -144,6 +147,9 @@ impl Block<'_> {
                         warp: warp.index,
                         pc: if warp.mask == 0 { pc } else { warp.pc },
                     })?;
+                    if flows[index] == Flow::Yield && warp.rest() {
+                        flows[index] = Flow::Run;
+                    }
                 }
                 if left == 0 {
                     // It computes, as long as it likes: waiting would have ended its turn.
