@@ -12,9 +12,7 @@
 // computed beside it. Departures from FlashAttention: where m' is -inf, 0 stands for it, so that p is 0 and not NaN; Flax's fill value is
 // finite, which alone makes a row that sees nothing the mean of all values, so tiles that the causal mask hides are passed over
 // only once every row has seen a larger score.
-#include "dropout.cuh"
-#include "tile.cuh"
-#include "visible.cuh"
+#include "sight.cuh"
 
 template <typename T, u32 WIDTH>
 struct Forward {
@@ -65,14 +63,6 @@ struct Forward {
     }
   }
 
-  DEVICE void drop(Square<A>& s, const Thread& thread, u32 key0) const {
-    if (!thread.active) return;
-    const Dropped<A> dropped(p, matrix);
-    const u32 bits = dropped.bits(p, Frame<false>(thread, query0, key0));
-#pragma unroll
-    for (u32 n = 0; n < ELEMENTS; n++) s[n] *= dropped.factor(bits, n);
-  }
-
   // Whether a row has seen no score above the fill value, so that hidden keys may have weights.
   DEVICE bool any_blind(const Thread& thread) const {
     bool blind = false;
@@ -106,16 +96,17 @@ struct Forward {
       const u32 key0 = tile * KEYS;
       Square<A> s;
       product(s, tiles, thread, query, query0, A(p.scale), key, key0, A(1));
-      if (thread.active) {
-        const Frame<false> frame(thread, query0, key0);
-        scoring.adjust(s, p, frame, scoring.sight(p, frame));
-      }
+      const Frame<false> frame(thread, query0, key0);
+      if (thread.active) adjust(s, p, scoring, frame, sight_of(p, scoring, frame));
       if (finished) {
         write_weights(s, thread, key0);
         continue;
       }
       softmax(s, thread);
-      if (p.dropout.width) drop(s, thread, key0);
+      if (p.dropout.width && thread.active) {
+        const Dropped<A> dropped(p, matrix);
+        drop(s, dropped, kept_of(p, dropped, frame));
+      }
       __syncthreads();
       put_weights(tiles, thread, s);
       add_rows(o, tiles, thread, value, key0, smaller(KEYS, p.key_length - key0), column0, A(1));

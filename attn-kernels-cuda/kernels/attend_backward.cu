@@ -13,9 +13,7 @@
 // Three kernels, each of which owns what it writes and adds in a fixed order: blocks of queries make delta, for the others too, and dq;
 // blocks of keys dk and dv; blocks of the bias's elements the gradient of the bias. Tiles that the causal mask hides are passed over;
 // only rows that see nothing give hidden keys weights, and so their values gradients.
-#include "dropout.cuh"
-#include "tile.cuh"
-#include "visible.cuh"
+#include "sight.cuh"
 
 // What is known of a row of weights.
 template <typename A>
@@ -61,15 +59,10 @@ struct Head {
   // Products of a tile of queries and keys become weights, 0 where there are none.
   template <bool TURNED, typename R>
   DEVICE void weigh(Square<A>& weights, const Frame<TURNED>& frame, const Sight& sight, const R& row) const {
-    scoring.adjust(weights, p, frame, sight);
+    adjust(weights, p, scoring, frame, sight);
 #pragma unroll
     for (u32 n = 0; n < ELEMENTS; n++)
       weights[n] = sight.exists >> n & 1 ? exponential(weights[n] - row(n).m) * row(n).inverse : A(0);
-  }
-
-  DEVICE void drop(Square<A>& s, u32 bits) const {
-#pragma unroll
-    for (u32 n = 0; n < ELEMENTS; n++) s[n] *= dropped.factor(bits, n);
   }
 };
 
@@ -121,10 +114,10 @@ DEVICE void of_queries(const Attend& p, Tiles<Acc<T>>& tiles) {
     product(gradients, tiles, thread, head.d_out, query0, A(1), head.value, key0, A(1));
     if (thread.active) {
       const Frame<false> frame(thread, query0, key0);
-      const Sight sight = head.scoring.sight(p, frame);
+      const Sight sight = sight_of(p, head.scoring, frame);
       const auto row = [&](u32 n) { return rows[n / 4]; };
       head.weigh(weights, frame, sight, row);
-      if (p.dropout.width) head.drop(gradients, head.dropped.bits(p, frame));
+      if (p.dropout.width) drop(gradients, head.dropped, kept_of(p, head.dropped, frame));
       if (seen == 1) {
 #pragma unroll
         for (u32 i = 0; i < OWN; i++) {
@@ -189,13 +182,13 @@ DEVICE void of_keys(const Attend& p, Tiles<Acc<T>>& tiles) {
           if (q < p.query_length) rows[j].delta = head.delta[q];
         }
         const Frame<true> frame(thread, key0, query0);
-        const Sight sight = head.scoring.sight(p, frame);
+        const Sight sight = sight_of(p, head.scoring, frame);
         const auto row = [&](u32 n) { return rows[n % 4]; };
         head.weigh(weights, frame, sight, row);
-        const u32 bits = p.dropout.width ? head.dropped.bits(p, frame) : 0;
-        if (p.dropout.width) head.drop(gradients, bits);
+        const u32 kept = p.dropout.width ? kept_of(p, head.dropped, frame) : 0;
+        if (p.dropout.width) drop(gradients, head.dropped, kept);
         through_softmax(weights, gradients, sight, row);
-        if (p.dropout.width) head.drop(weights, bits);
+        if (p.dropout.width) drop(weights, head.dropped, kept);
       }
       const u32 queries = smaller(KEYS, p.query_length - query0);
       __syncthreads();
@@ -290,10 +283,10 @@ DEVICE void of_bias(const Attend& p, Tiles<Acc<T>>& tiles) {
         product(gradients, tiles, thread, head.d_out, query0, A(1), head.value, key0, A(1));
         if (!thread.active) continue;
         const Frame<false> frame(thread, query0, key0);
-        const Sight sight = head.scoring.sight(p, frame);
+        const Sight sight = sight_of(p, head.scoring, frame);
         const auto row = [&](u32 n) { return rows[n / 4]; };
         head.weigh(weights, frame, sight, row);
-        if (p.dropout.width) head.drop(gradients, head.dropped.bits(p, frame));
+        if (p.dropout.width) drop(gradients, head.dropped, kept_of(p, head.dropped, frame));
         through_softmax(weights, gradients, sight, row);
 #pragma unroll
         for (u32 n = 0; n < ELEMENTS; n++) sums[n] += gradients[n];

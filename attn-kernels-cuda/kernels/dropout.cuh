@@ -1,6 +1,6 @@
 // Dropout's factors, made from their counters as attn_core::dropout says.
 #pragma once
-#include "tile.cuh"
+#include "scalar.cuh"
 
 struct Words {
   u32 first, second;
@@ -57,28 +57,15 @@ DEVICE bool is_kept(const Dropout& d, u64 index) {
 template <typename A>
 struct Dropped {
   u64 first;  // index of the matrix's first weight
+  u64 keys;
   A kept, dropped;
 
   DEVICE Dropped(const Attend& p, u32 matrix)
       : first(p.dropout.matrix * matrix),
+        keys(p.key_length),
         kept(A(p.dropout.multiplier)),
         // A rate of 1 makes NaN of every weight, as 0 / 0 does in Flax.
         dropped(kept != kept ? kept : A(0)) {}
-
-  // Which weights of a tile are kept, one bit each. One by one: the code is long.
-  template <bool TURNED>
-  DEVICE u32 bits(const Attend& p, const Frame<TURNED>& frame) const {
-    u32 bits = 0;
-#pragma unroll 1
-    for (u32 n = 0; n < ELEMENTS; n++) {
-      const Place at = frame[n];
-      if (at.query < p.query_length && at.key < p.key_length)
-        bits |= u32(is_kept(p.dropout, first + u64(p.key_length) * at.query + at.key)) << n;
-    }
-    return bits;
-  }
-
-  DEVICE A factor(u32 bits, u32 n) const { return bits >> n & 1 ? kept : dropped; }
 };
 
 // Whether hidden keys count too: a rate of 1 makes NaN of their weights, 0, as well.

@@ -87,26 +87,6 @@ struct Thread {
         active((threadIdx.x / 32) * 2 * OWN < existing) {}
 };
 
-// A weight of a matrix.
-struct Place {
-  u32 query, key;
-};
-
-// Where the elements of a thread lie in a matrix of weights: of tiles whose rows are queries, or keys if TURNED.
-template <bool TURNED>
-struct Frame {
-  u32 query, key;  // of the thread's first element
-
-  // `row` and `column` are those of the tile's first element.
-  DEVICE Frame(const Thread& thread, u32 row, u32 column)
-      : query(TURNED ? column + thread.lane : row + thread.row), key(TURNED ? row + thread.row : column + thread.lane) {}
-
-  DEVICE Place operator[](u32 n) const {
-    const u32 down = n / 4, across = n % 4 * LANES;
-    return {query + (TURNED ? across : down), key + (TURNED ? down : across)};
-  }
-};
-
 // Elements of a thread in a tile.
 constexpr u32 ELEMENTS = OWN * 4;
 

@@ -143,6 +143,31 @@ impl Emulator {
         found.map_err(|fault| self.host_error("unwritten", *fault))
     }
 
+    /// Decodes every kernel of a module, as a launch of each would, and gives their names.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::UNKNOWN_INSTRUCTION`] with the first that is not known.
+    pub fn decode_all(&self, module: ModuleId) -> Result<Vec<String>, DriverError> {
+        let mut names: Vec<String> = self
+            .state()
+            .modules
+            .get(module.0 as usize)
+            .map(|loaded| {
+                let functions = loaded.module.functions.iter();
+                functions
+                    .filter(|(_, function)| function.is_entry)
+                    .map(|(name, _)| name.clone())
+                    .collect()
+            })
+            .unwrap_or_default();
+        names.sort();
+        for name in &names {
+            self.program(module, name)?;
+        }
+        Ok(names)
+    }
+
     /// What each kernel did, by its name.
     #[must_use]
     pub fn reports(&self) -> HashMap<String, Report> {

@@ -1,15 +1,14 @@
 //! A call of attention: checks, then one of the kernels.
 
 mod decode;
+mod hopper;
 mod mma;
+mod ordinary;
 
-use super::tiles::{Blocks, Width};
-use super::{enough, suffix};
+use super::enough;
 use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
-use crate::images::Module;
-use crate::launch::Kernel;
 use crate::params::Attend;
 use attn_core::request::Features;
 use attn_core::{Attention, AttentionShape, Buffer, Element, Error, ViewMut};
@@ -24,9 +23,6 @@ pub(crate) const SUPPORTED: Features = Features::DENSE
     .union(Features::DROPOUT)
     .union(Features::STATISTICS)
     .union(Features::GROUPED);
-
-/// Columns of values that the widest kernel has at once.
-const WIDEST: usize = 128;
 
 pub(crate) fn scratch<T: Element>(device: &CudaDevice, shape: &AttentionShape) -> usize {
     decode::scratch(device, T::DTYPE, shape)
@@ -43,31 +39,13 @@ pub(crate) fn attend<T: Element>(
     if decode::attend(device, T::DTYPE, &shape, &params)? {
         return Ok(());
     }
+    if let Some(served) = hopper::Served::new(device, T::DTYPE, &params) {
+        return served.attend(device);
+    }
     if mma::serves(T::DTYPE, &shape) {
         return mma::attend(device, T::DTYPE, &params);
     }
-    ordinary::<T>(device, &shape, &params)
-}
-
-/// The kernels of ordinary arithmetic, which serve every call.
-fn ordinary<T: Element>(
-    device: &CudaDevice,
-    shape: &AttentionShape,
-    params: &Attend,
-) -> Result<(), CudaError> {
-    let width = Width::of(shape.value_depth, WIDEST);
-    let blocks = Blocks::of(shape.query_length, shape.key_length);
-    let each = blocks.count * width.chunks(shape.value_depth);
-    device.launch(
-        Kernel {
-            module: Module::Attend,
-            name: &format!("attend_{}_w{}", suffix(T::DTYPE), width.number()),
-            blocks: params.matrices().saturating_mul(each),
-            threads: blocks.threads,
-            shared: 0,
-        },
-        params,
-    )
+    ordinary::attend(device, T::DTYPE, &shape, &params)
 }
 
 fn check<T: Element>(
