@@ -123,7 +123,7 @@ struct Attention {
         for (int n = 0; n < BN / 8; n++) largest = fmaxf(largest, fmaxf(s[i][n][half * 2], s[i][n][half * 2 + 1]));
         largest = quad_max(largest);
         const Shift shift = exponents.shift(largest);
-        alpha[i][half] = power_of_2(exponents.of(m[i][half], shift));
+        alpha[i][half] = power_of_2(exponents.rescaling(m[i][half], shift));
         changed |= alpha[i][half] != 1.f;
         m[i][half] = largest;
         float sum = 0;
@@ -284,6 +284,7 @@ struct Attention {
     };
     if (!FULL || query.in_chunks()) Copier<D, BM, THREADS>(query, thread).start(queries, block_first, thread);
     else copy_elements<D, BM, THREADS>(query, queries, block_first, thread);
+    copy_commit();
 
     // Tiles that the block and the warp look at. A row that sees nothing gets the mean of all values, hidden ones too.
     const u32 tiles = (p.key_length + BN - 1) / BN;

@@ -148,7 +148,7 @@ struct Span {
       float largest = fmaxf(fmaxf(s[0][half * 2], s[0][half * 2 + 1]), fmaxf(s[1][half * 2], s[1][half * 2 + 1]));
       largest = fmaxf(m[half], quad_max(largest));
       const Shift shift = exponents.shift(largest);
-      alpha[half] = power_of_2(exponents.of(m[half], shift));
+      alpha[half] = power_of_2(exponents.rescaling(m[half], shift));
       m[half] = largest;
       float sum = 0;
 #pragma unroll
@@ -209,7 +209,7 @@ struct Span {
       const Shift shift = exponents.shift(m);
 #pragma unroll
       for (u32 w = 0; w < WARPS; w++) {
-        alpha[w] = power_of_2(exponents.of(of_row[w * NEXT + D], shift));
+        alpha[w] = power_of_2(exponents.rescaling(of_row[w * NEXT + D], shift));
         l = __fmaf_rn(of_row[w * NEXT + D + 1], alpha[w], l);
       }
       const Query at(p, groups, group, row);
@@ -287,14 +287,14 @@ DEVICE void combine(const Attend& p) {
   const Query at(p, groups, group, row);
   for (u32 split = 0; split < splits; split++) {
     const float* const of_span = from + split * next + p.value_depth;
-    l = __fmaf_rn(of_span[1], power_of_2(exponents.of(of_span[0], shift)), l);
+    l = __fmaf_rn(of_span[1], power_of_2(exponents.rescaling(of_span[0], shift)), l);
   }
   const float factor = 1 / divisor(p, l);
   for (u32 column = threadIdx.x; column < p.value_depth; column += blockDim.x) {
     float x = 0;
 #pragma unroll 4
     for (u32 split = 0; split < splits; split++)
-      x = __fmaf_rn(from[split * next + column], power_of_2(exponents.of(from[split * next + p.value_depth], shift)), x);
+      x = __fmaf_rn(from[split * next + column], power_of_2(exponents.rescaling(from[split * next + p.value_depth], shift)), x);
     write_column<T>(p, at, column, x * factor);
   }
   if (threadIdx.x == 0) write_statistics(p, at, exponents.natural(m), divisor(p, l));

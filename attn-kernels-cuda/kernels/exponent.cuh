@@ -43,6 +43,13 @@ struct Exponents {
 
   DEVICE float of(float x, Shift by) const { return __fmaf_rn(SCORES ? __fsub_rn(x, by.first) : x, factor, -by.second); }
 
+  // The exponent of what sums made beside the largest number so far are multiplied with: exactly 0 if it stays the largest, so a
+  // tile of hidden keys changes nothing.
+  DEVICE float rescaling(float largest, Shift by) const {
+    if (SCORES && scores) return of(largest, by);
+    return __fsub_rn(__fmul_rn(largest, factor), by.second);
+  }
+
   // The largest score of a row, as statistics have it.
   DEVICE float natural(float largest) const {
     if (scores) return largest;
