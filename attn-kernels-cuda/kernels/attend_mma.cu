@@ -237,7 +237,7 @@ struct Attention {
           store_shared(queries + chunk_at<D>(warp_row + i * 16 + lane / 4 + half * 8, n) + lane % 4 * 4, T::pack(o[i][n][half * 2], o[i][n][half * 2 + 1]));
     __syncwarp();
     u16* const to = head_of<u16>(p.out, p.batch, entry, head);
-    const Rows rows{to, p.out.row, p.out.column, p.query_length, p.value_depth};
+    const HeadRows rows{to, p.out.row, p.out.column, p.query_length, p.value_depth};
     const bool chunks = !FULL || rows.in_chunks();
 #pragma unroll 4
     for (u32 at = lane; at < 16 * MI * (D / 8); at += 32) {
@@ -267,9 +267,9 @@ struct Attention {
     const Work work(p, BM);
     take(work);
     const u32 thread = threadIdx.x, block_first = work.tile * BM, key_head = head / (p.heads / p.key_heads);
-    const Rows query{head_of<const u16>(p.query, p.batch, entry, head), p.query.row, p.query.column, p.query_length, p.depth};
-    const Rows key{head_of<const u16>(p.key, p.batch, entry, key_head), p.key.row, p.key.column, p.key_length, p.depth};
-    const Rows value{head_of<const u16>(p.value, p.batch, entry, key_head), p.value.row, p.value.column, p.key_length, p.value_depth};
+    const HeadRows query{head_of<const u16>(p.query, p.batch, entry, head), p.query.row, p.query.column, p.query_length, p.depth};
+    const HeadRows key{head_of<const u16>(p.key, p.batch, entry, key_head), p.key.row, p.key.column, p.key_length, p.depth};
+    const HeadRows value{head_of<const u16>(p.value, p.batch, entry, key_head), p.value.row, p.value.column, p.key_length, p.value_depth};
     const bool key_chunks = !FULL || key.in_chunks(), value_chunks = !FULL || value.in_chunks();
     const Copier<D, BN, THREADS> key_copier(key, thread), value_copier(value, thread);
     auto copy_keys = [&](u32 tile) {

@@ -230,8 +230,8 @@ struct Span {
 
   DEVICE void run(u8* shared) const {
     const u32 entry = group / p.key_heads, head = group % p.key_heads;
-    const Rows key{head_of<const u16>(p.key, p.batch, entry, head), p.key.row, p.key.column, end, p.depth};
-    const Rows value{head_of<const u16>(p.value, p.batch, entry, head), p.value.row, p.value.column, end, p.value_depth};
+    const HeadRows key{head_of<const u16>(p.key, p.batch, entry, head), p.key.row, p.key.column, end, p.depth};
+    const HeadRows value{head_of<const u16>(p.value, p.batch, entry, head), p.value.row, p.value.column, end, p.value_depth};
     const Copier<D, SLAB, 32> key_copier(key, lane), value_copier(value, lane);
     const u32 stages = shared_address(shared) + warp * (STAGES * 2 * TILE);
     const u32 mine = begin + warp * SLAB;

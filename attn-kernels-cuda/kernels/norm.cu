@@ -24,17 +24,46 @@ constexpr int NORM_THREADS = 256;
 // Columns that a thread holds where a warp has a row of its own.
 constexpr int HELD = 8;
 
-// Calls f(which of the held, column) for each column of this thread, of THREADS that share a row.
+// Calls f(which of the held, column) for each column of this thread, of THREADS that share a row. A thread holds pairs of columns.
 template <int THREADS, typename F> DEVICE void for_columns(u32 depth, F f) {
   u32 thread = threadIdx.x % THREADS;
   if constexpr (THREADS == 32) {
 #pragma unroll
     for (int i = 0; i < HELD; i++) {
-      u32 column = i * 32 + thread;
+      u32 column = i / 2 * 64 + thread * 2 + i % 2;
       if (column < depth) f(i, column);
     }
   } else {
     for (u32 column = thread; column < depth; column += THREADS) f(0, column);
+  }
+}
+
+// The held elements of a row, from where they lie and back.
+template <typename T, typename S> DEVICE void load_row(S (&held)[HELD], const T* row, const Operand& o, u32 depth) {
+#pragma unroll
+  for (int i = 0; i < HELD; i += 2) {
+    u32 column = i * 32 + threadIdx.x % 32 * 2;
+    if (o.vectors && column + 1 < depth) {
+      Pack<T, 2> pair = load_pack<2>(row + column);
+      held[i] = S(widen(pair.at[0]));
+      held[i + 1] = S(widen(pair.at[1]));
+      continue;
+    }
+    if (column < depth) held[i] = S(widen(row[i64(column) * o.column]));
+    if (column + 1 < depth) held[i + 1] = S(widen(row[i64(column + 1) * o.column]));
+  }
+}
+template <typename T, typename S> DEVICE void store_row(const S (&held)[HELD], T* row, const Operand& o, u32 depth) {
+#pragma unroll
+  for (int i = 0; i < HELD; i += 2) {
+    u32 column = i * 32 + threadIdx.x % 32 * 2;
+    T first = narrow<T>(Acc<T>(held[i])), second = narrow<T>(Acc<T>(held[i + 1]));
+    if (o.vectors && column + 1 < depth) {
+      *reinterpret_cast<Pack<T, 2>*>(row + column) = {first, second};
+      continue;
+    }
+    if (column < depth) row[i64(column) * o.column] = first;
+    if (column + 1 < depth) row[i64(column + 1) * o.column] = second;
   }
 }
 
@@ -81,14 +110,15 @@ template <typename T, typename S, int THREADS> DEVICE void normalize(const Norm&
     if constexpr (THREADS == 32) return held[i];
     else return S(widen(x[i64(column) * p.x.column]));
   };
-  if constexpr (THREADS == 32)
-    for_columns<THREADS>(p.depth, [&](int i, u32 column) { held[i] = S(widen(x[i64(column) * p.x.column])); });
+  if constexpr (THREADS == 32) load_row(held, x, p.x, p.depth);
   S mean, factor;
   moments<THREADS>(p.depth, S(p.epsilon), parts, value, mean, factor);
   for_columns<THREADS>(p.depth, [&](int i, u32 column) {
     S normal = (value(i, column) - mean) * (factor * S(scale[i64(column) * p.scale_stride]));
-    x[i64(column) * p.x.column] = narrow<T>(Acc<T>(normal));
+    if constexpr (THREADS == 32) held[i] = normal;
+    else x[i64(column) * p.x.column] = narrow<T>(Acc<T>(normal));
   });
+  if constexpr (THREADS == 32) store_row(held, x, p.x, p.depth);
 }
 
 // With n the normalised row, g the gradient times the scale and f one by the standard deviation:
@@ -113,11 +143,10 @@ template <typename T, int THREADS> DEVICE void normalize_backward(const NormBack
       else return double(widen(gradient[i64(column) * p.gradient.column]));
     };
     auto scale_of = [&](u32 column) { return double(scale[i64(column) * p.scale_stride]); };
-    if constexpr (THREADS == 32)
-      for_columns<THREADS>(p.depth, [&](int i, u32 column) {
-        xs[i] = double(widen(x[i64(column) * p.x.column]));
-        gs[i] = double(widen(gradient[i64(column) * p.gradient.column]));
-      });
+    if constexpr (THREADS == 32) {
+      load_row(xs, x, p.x, p.depth);
+      load_row(gs, gradient, p.gradient, p.depth);
+    }
     double mean, factor;
     moments<THREADS>(p.depth, p.epsilon, parts, value, mean, factor);
     double sum = 0, product = 0;
@@ -133,8 +162,11 @@ template <typename T, int THREADS> DEVICE void normalize_backward(const NormBack
     product = sum_of_row<THREADS>(product, parts) * share;
     for_columns<THREADS>(p.depth, [&](int i, u32 column) {
       double normal = (value(i, column) - mean) * factor, g = given(i, column) * scale_of(column);
-      gradient[i64(column) * p.gradient.column] = narrow<T>(Acc<T>(factor * (g - sum - normal * product)));
+      double d_x = factor * (g - sum - normal * product);
+      if constexpr (THREADS == 32) gs[i] = d_x;
+      else gradient[i64(column) * p.gradient.column] = narrow<T>(Acc<T>(d_x));
     });
+    if constexpr (THREADS == 32) store_row(gs, gradient, p.gradient, p.depth);
   }
   if constexpr (THREADS == 32) {
     if (!p.d_scale) return;

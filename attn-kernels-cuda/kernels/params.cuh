@@ -50,12 +50,15 @@ struct Attend {
   u32 set_means_keep, zero_if_blind;
   Dropout dropout;
   u64 scratch, scratch_len;
+  u32 wide;  // bits of the arrays whose rows can be read 16 bytes at a time: see tile.cuh
+  u32 pad;
 };
 
 // The first element of a head of a batch entry.
 template <typename T>
 DEVICE T* head_of(const Array& array, const Batch& batch, u32 entry, u32 head) {
   i64 at = i64(head) * array.head;
+#pragma unroll 1
   for (int axis = int(batch.axes) - 1; axis >= 0; axis--) {
     at += i64(entry % batch.dims[axis]) * array.batch[axis];
     entry /= batch.dims[axis];

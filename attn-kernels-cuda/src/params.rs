@@ -36,6 +36,19 @@ pub(crate) struct Array {
     pub(crate) column: i64,
 }
 
+impl Array {
+    /// Whether rows of `depth` elements are whole numbers of 16 bytes that can be loaded at once.
+    fn is_wide<T>(&self, depth: usize) -> bool {
+        const BYTES: i64 = 16;
+        let whole = |elements: i64| elements.wrapping_mul(size_of::<T>() as i64) % BYTES == 0;
+        let strides = self.batch.iter().chain([&self.head, &self.row]);
+        self.column == 1
+            && self.address % BYTES as u64 == 0
+            && whole(depth as i64)
+            && strides.into_iter().all(|&stride| whole(stride))
+    }
+}
+
 /// Which weights are kept, as [`attn_core::dropout::KeepBits`] says.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -96,6 +109,9 @@ pub(crate) struct Attend {
     /// The caller's scratch, in elements of the accumulator.
     pub(crate) scratch: u64,
     pub(crate) scratch_len: u64,
+    /// Bits of the arrays whose rows are whole numbers of 16 bytes that can be loaded at once: 0 query, 1 key, 2 value, 3 out, 4 d_out.
+    pub(crate) wide: u32,
+    pub(crate) _pad: u32,
 }
 
 // SAFETY: `Attend` is made by `Call` alone, from views that were checked against their buffers.
@@ -356,6 +372,16 @@ impl Attend {
             d_value,
             d_bias,
         ] = arrays;
+        let depths = [
+            (&query, shape.depth),
+            (&key, shape.depth),
+            (&value, shape.value_depth),
+            (&out, shape.value_depth),
+            (&d_out, shape.value_depth),
+        ];
+        let wide = (depths.iter().enumerate())
+            .map(|(bit, (array, depth))| u32::from(array.is_wide::<T>(*depth)) << bit)
+            .sum();
         let causal = call.visible.causal;
         let shift = causal.map_or(0, |causal| {
             causal.shift(shape.query_length, shape.key_length)
@@ -391,6 +417,8 @@ impl Attend {
             dropout: Dropout::new(call, shape)?,
             scratch: scratch.address(),
             scratch_len: scratch.len() as u64,
+            wide,
+            _pad: 0,
         })
     }
 

@@ -3,13 +3,12 @@
 mod decode;
 mod hopper;
 mod mma;
+mod ordinary;
 
-use super::{enough, suffix};
+use super::enough;
 use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
-use crate::images::Module;
-use crate::launch::Kernel;
 use crate::params::Attend;
 use attn_core::request::Features;
 use attn_core::{Attention, AttentionShape, Buffer, Element, Error, ViewMut};
@@ -46,18 +45,7 @@ pub(crate) fn attend<T: Element>(
     if mma::serves(T::DTYPE, &shape) {
         return mma::attend(device, T::DTYPE, &params);
     }
-    let tiles = shape.query_length.div_ceil(64) as u64;
-    let name = format!("attend_{}", suffix(T::DTYPE));
-    device.launch(
-        Kernel {
-            module: Module::Attend,
-            name: &name,
-            blocks: params.matrices() * tiles,
-            threads: 256,
-            shared: 0,
-        },
-        &params,
-    )
+    ordinary::attend(device, T::DTYPE, &shape, &params)
 }
 
 fn check<T: Element>(

@@ -1,22 +1,22 @@
 //! A call for the gradients of attention: checks, then the kernels.
 
 mod mma;
+mod ordinary;
 
 use super::attend::SUPPORTED;
-use super::{enough, suffix};
+use super::enough;
 use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
-use crate::images::Module;
-use crate::launch::Kernel;
 use crate::params::{Attend, Gradients, Placed};
 use attn_core::{AttentionBackward, AttentionShape, Buffer, Element};
 
 pub(crate) fn scratch<T: Element>(_device: &CudaDevice, shape: &AttentionShape) -> usize {
-    if mma::class(T::DTYPE, shape).is_some() {
-        return mma::scratch(shape);
+    // A gradient of the bias is always made by ordinary arithmetic, and a shape does not say whether it is wanted.
+    match mma::class(T::DTYPE, shape) {
+        Some(_) => mma::scratch(shape).max(ordinary::scratch(shape)),
+        None => ordinary::scratch(shape),
     }
-    0
 }
 
 pub(crate) fn attend_backward<T: Element>(
@@ -40,15 +40,11 @@ pub(crate) fn attend_backward<T: Element>(
     if let (None, Some(class)) = (&call.d_bias, mma::class(T::DTYPE, &shape)) {
         return mma::launch(device, T::DTYPE, class, &params);
     }
-    let name = format!("attend_backward_{}", suffix(T::DTYPE));
-    device.launch(
-        Kernel {
-            module: Module::AttendBackward,
-            name: &name,
-            blocks: params.matrices(),
-            threads: 256,
-            shared: 0,
-        },
-        &params,
-    )
+    let call = ordinary::Ordinary {
+        device,
+        dtype: T::DTYPE,
+        shape: &shape,
+        params: &params,
+    };
+    call.run(gradients.d_bias.is_some())
 }

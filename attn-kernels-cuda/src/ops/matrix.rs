@@ -77,6 +77,12 @@ impl Operand {
         is_even.then_some(apart as u64)
     }
 
+    /// Whether this many rows lie one after the other without gaps.
+    pub(crate) fn is_contiguous(&self, rows: u32) -> bool {
+        let is_next = rows <= 1 || self.strides[0] == i64::from(self.columns);
+        (self.column == 1 || self.columns <= 1) && self.axes <= 1 && self.group == 0 && is_next
+    }
+
     /// Takes the row axes, and joins those that are one step.
     fn merge_rows(
         &mut self,
@@ -136,6 +142,11 @@ pub(crate) struct Product {
     pub(crate) k: u32,
     /// Whether it is added to what is there.
     pub(crate) accumulate: u32,
+    /// Address of the sums over slices of `k`, `[slices, m, n]` of accumulators; 0 if `k` is not cut.
+    pub(crate) parts: u64,
+    /// Of `k`; the last slice may have less.
+    pub(crate) slice: u32,
+    pub(crate) _pad: u32,
 }
 
 /// Sums of the rows of a matrix, by slices of rows.

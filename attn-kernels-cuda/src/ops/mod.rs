@@ -5,6 +5,7 @@ pub(crate) mod attend_backward;
 pub(crate) mod dense;
 mod matrix;
 pub(crate) mod norm;
+pub(crate) mod tiles;
 
 use attn_core::{DType, Error};
 

@@ -1,0 +1,54 @@
+//! An emulator of NVIDIA GPUs for the tests of `attn-kernels-cuda`: it runs the very PTX that the crate ships, on any machine, and checks
+//! every access.
+//!
+//! ```
+//! use attn_cuda_emulator::{Emulator, Options};
+//! use attn_kernels_cuda::driver::Driver;
+//!
+//! let device = Emulator::new(Options::default());
+//! let memory = device.allocate(16)?;
+//! assert_eq!(device.unwritten(memory, 16)?, Some(0));
+//! # Ok::<(), attn_kernels_cuda::driver::DriverError>(())
+//! ```
+//!
+//! | module | subject |
+//! |---|---|
+//! | `lexer`, `module`, `types` | a module's text |
+//! | `decode`, `program` | a kernel, made ready: every name a row of a register file |
+//! | `alu`, `lanes`, `atomic` | arithmetic of 32 lanes |
+//! | `warp` | registers, divergence and reconvergence |
+//! | `step`, `block` | one instruction; the warps of a block |
+//! | `tensor`, `copy`, `bulk` | matrices, asynchronous copies |
+//! | `global`, `shared` | memory, and what is known of its bytes |
+//! | `finding`, `report` | what is wrong, what was done |
+//! | `emulator` | the device |
+//!
+//! # What it is true to
+//!
+//! Arithmetic is rounded correctly, also where a device approximates (`ex2.approx`). Sums of matrix products are `f32` in the order of
+//! the inner index. Lanes of a warp run in lockstep and come together at the lowest instruction; a collective waits for the lanes that
+//! its mask names. Blocks run one after another.
+
+mod alu;
+mod atomic;
+mod block;
+mod bulk;
+mod copy;
+mod decode;
+mod emulator;
+mod finding;
+mod global;
+mod lanes;
+mod lexer;
+mod module;
+mod program;
+mod report;
+mod shared;
+mod step;
+mod tensor;
+mod types;
+mod warp;
+
+pub use emulator::{Emulator, Options, WarpOrder};
+pub use finding::{Finding, FindingKind};
+pub use report::Report;
