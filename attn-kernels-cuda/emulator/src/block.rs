@@ -1,13 +1,18 @@
 //! A block at work: what its warps share, and in which order they run.
 
 use crate::{
+    bulk::BoxCopy,
+    clocks::{Clocks, Published},
     emulator::WarpOrder,
     finding::{Checked, Fault, FindingKind},
     global::Global,
+    mbarrier::BarrierObject,
     program::{Program, Reduce, Reduced},
     shared::Shared,
     warp::{Position, Warp},
+    wgmma::Products,
 };
+use std::collections::HashMap;
 
 /// Instructions that a warp runs before another has its turn.
 const SLICE: u32 = 4096;
@@ -36,6 +41,8 @@ pub(crate) struct NamedBarrier {
     pub(crate) waiting: u32,
     /// Warps that came, waiting or not.
     pub(crate) came: u32,
+    /// What those that came pass on.
+    pub(crate) published: Published,
     /// `bar.red`: threads that said yes, and that said anything.
     pub(crate) yes: u32,
     pub(crate) said: u32,
@@ -81,8 +88,15 @@ pub(crate) struct Block<'a> {
     pub(crate) progress: u64,
     pub(crate) clock: u64,
     /// Atomic variables and the blocks whose writes they publish.
-    pub(crate) published: std::collections::HashMap<u64, Vec<u32>>,
+    pub(crate) published: HashMap<u64, Vec<u32>>,
     pub(crate) fenced: bool,
+    pub(crate) clocks: Clocks,
+    /// Barrier objects by their address.
+    pub(crate) objects: HashMap<u32, BarrierObject>,
+    /// Boxes on their way to shared memory.
+    pub(crate) boxes: Vec<BoxCopy>,
+    /// Products under way, for each warp.
+    pub(crate) products: Vec<Products>,
 }
 
 /// Where a fault was made: warp, lane and instruction.
@@ -190,6 +204,31 @@ impl Block<'_> {
                     pc: warp.pc,
                 });
             }
+        }
+        let over = |kind, message: String, warp: u32| Located {
+            fault: Fault::new(kind, message),
+            warp,
+            pc: warps[warp as usize].pc,
+        };
+        if !self.boxes.is_empty() {
+            return Err(over(
+                FindingKind::InFlight,
+                format!(
+                    "{} boxes are on their way to shared memory when the block ends",
+                    self.boxes.len()
+                ),
+                0,
+            ));
+        }
+        if let Some(warp) = self.products.iter().position(|one| !one.is_empty()) {
+            return Err(over(
+                FindingKind::InFlight,
+                format!("warp {warp} has products that were not waited for when the block ends"),
+                warp as u32,
+            ));
+        }
+        if let Some(message) = self.unfinished_barrier() {
+            return Err(over(FindingKind::Barrier, message, 0));
         }
         for (id, barrier) in self.barriers.iter().enumerate() {
             if barrier.arrived != 0 {

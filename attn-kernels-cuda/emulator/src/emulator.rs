@@ -2,6 +2,7 @@
 
 use crate::{
     block::{Block, Counts, Local, NamedBarrier, check_launch},
+    clocks::Clocks,
     decode::{DecodeError, decode},
     finding::{Fault, Finding, FindingKind},
     global::Global,
@@ -54,6 +55,9 @@ impl Default for Options {
         }
     }
 }
+
+/// `CUDA_ERROR_INVALID_VALUE`.
+const INVALID_VALUE: i32 = 1;
 
 struct Loaded {
     module: Module,
@@ -191,6 +195,7 @@ impl Emulator {
                 thread: None,
                 place: format!("`{operation}` of the host"),
                 text: String::new(),
+                other: None,
             },
         )
     }
@@ -260,6 +265,7 @@ impl Emulator {
             thread: None,
             place: String::new(),
             text: String::new(),
+            other: None,
         };
         if let Err(fault) = check_launch(
             &program,
@@ -307,6 +313,7 @@ impl Emulator {
                 .lane
                 .map(|lane| 32 * located.warp + lane as u32),
             place: program.place_of(located.pc as usize),
+            other: located.fault.other.map(|pc| program.place_of(pc as usize)),
             text: line_of(&state.modules[launch.module.0 as usize].module.text, line),
         };
         drop(state);
@@ -333,6 +340,7 @@ fn run_blocks(
         .map(|index| Warp::new(program, index))
         .collect();
     let count = program.code.len();
+    let cell = program.shared_cell();
     global.begin_launch((gx * gy * gz) as usize);
     let mut block = Block {
         program,
@@ -361,6 +369,10 @@ fn run_blocks(
         clock: 0,
         published: HashMap::new(),
         fenced: false,
+        clocks: Clocks::default(),
+        objects: HashMap::new(),
+        boxes: Vec::new(),
+        products: Vec::new(),
     };
     for number in 0..gx * gy * gz {
         let place = [number % gx, number / gx % gy, number / (gx * gy)];
@@ -368,7 +380,12 @@ fn run_blocks(
         block.position.block = place;
         block.fenced = false;
         block.global.begin_block(number);
-        block.shared.reset(total);
+        block.shared.reset(total, cell, warps.len());
+        block.clocks.reset(warps.len());
+        block.objects.clear();
+        block.boxes.clear();
+        block.products.clear();
+        block.products.resize_with(warps.len(), Default::default);
         block.local.reset(threads as usize, program.local);
         block.barriers.clear();
         block.barriers.resize(16, NamedBarrier::default());
@@ -437,6 +454,7 @@ impl Driver for Emulator {
                     kind: FindingKind::Wild,
                     message: format!("{address:#x} is no allocation that is alive"),
                     lane: None,
+                    other: None,
                 },
             );
         }
@@ -518,7 +536,11 @@ impl Driver for Emulator {
     }
 
     fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16], DriverError> {
-        Ok(crate::bulk::encode(map))
+        crate::bulk::encode(map).map_err(|message| DriverError {
+            operation: "tensor_map",
+            code: INVALID_VALUE,
+            message,
+        })
     }
 
     fn synchronize(&self) -> Result<(), DriverError> {

@@ -264,6 +264,18 @@ impl Global {
         self.mark(index, at, bytes, true, strength)
     }
 
+    /// Reads and writes at once, as an atomic operation, by a function of the old value.
+    pub(crate) fn update(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        f: impl FnOnce(u64) -> u64,
+    ) -> Checked<u64> {
+        let old = self.load(address, bytes, bytes, Strength::Atomic)? as u64;
+        self.store(address, bytes, u128::from(f(old)), Strength::Atomic)?;
+        Ok(old)
+    }
+
     /// Notes an access and looks for one of another block that conflicts with it.
     fn mark(
         &mut self,

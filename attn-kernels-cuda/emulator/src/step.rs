@@ -9,9 +9,9 @@ use crate::{
     program::{
         Address, Atomic, Extend, Op, Order, Pred, Reduce, Reduced, Reg, Row, Shuffle, Vote, Window,
     },
-    shared::conflicts,
+    shared::{Access, conflicts},
     types::Ty,
-    warp::{PendingCopy, Warp},
+    warp::Warp,
 };
 
 /// Generic addresses of shared memory start here.
@@ -308,7 +308,7 @@ impl Block<'_> {
                 c,
                 order,
             } => self.atomic(warp, m, at, *kind, *ty, d.as_deref(), b, *c, *order)?,
-            &Op::Fence { wide } => self.fence(wide),
+            &Op::Fence { wide } => self.fenced |= wide,
             &Op::Branch { target } => {
                 warp.branch(m, target);
                 return Ok(Flow::Run);
@@ -336,7 +336,8 @@ impl Block<'_> {
                 if !gather(warp, mask)? {
                     return Ok(Flow::Run);
                 }
-                self.order_lanes(warp);
+                self.clocks.join_lanes(warp.index as usize, warp.mask);
+                self.progress += 1;
             }
             &Op::Shuffle {
                 kind,
@@ -414,6 +415,64 @@ impl Block<'_> {
                     return Ok(Flow::Run);
                 }
                 crate::tensor::mma(warp, *shape, d, a, b, c)?;
+            }
+            Op::BarrierInit { at, count } => self.barrier_init(warp, m, at, *count)?,
+            Op::BarrierEnd { at } => self.barrier_end(warp, m, at)?,
+            Op::BarrierArrive {
+                at,
+                arrivals,
+                count,
+                bytes,
+                state,
+            } => self.barrier_arrive(warp, m, at, *arrivals, *count, *bytes, *state)?,
+            Op::BarrierTest {
+                at,
+                d,
+                phase,
+                is_parity,
+            } => {
+                let done = self.barrier_test(warp, m, at, *d, *phase, *is_parity)?;
+                warp.advance();
+                return Ok(if done { Flow::Run } else { Flow::Yield });
+            }
+            Op::FenceProxy => {
+                self.clocks.fence(warp.index as usize, m);
+                self.fence_barriers(warp, m);
+            }
+            Op::FenceBarriers => self.fence_barriers(warp, m),
+            Op::CopyBox {
+                to,
+                map,
+                coordinates,
+                barrier,
+            } => self.box_copy(warp, m, to, *map, coordinates, barrier)?,
+            Op::GroupFence => {
+                warp.split(m);
+                if !whole(warp)? {
+                    return Ok(Flow::Run);
+                }
+                self.clocks.join_lanes(warp.index as usize, warp.mask);
+            }
+            Op::GroupIssue(product) => {
+                warp.split(m);
+                if !whole(warp)? {
+                    return Ok(Flow::Run);
+                }
+                self.issue_product(warp, product)?;
+            }
+            Op::GroupCommit => {
+                warp.split(m);
+                if !whole(warp)? {
+                    return Ok(Flow::Run);
+                }
+                self.commit_products(warp);
+            }
+            &Op::GroupWait { keep } => {
+                warp.split(m);
+                if !whole(warp)? {
+                    return Ok(Flow::Run);
+                }
+                return self.wait_products(warp, keep);
             }
             Op::CopyAsync {
                 to,
@@ -601,7 +660,7 @@ impl Block<'_> {
     }
 
     /// Reads a parameter.
-    fn param(&self, address: u64, bytes: usize) -> Checked<u128> {
+    pub(crate) fn param(&self, address: u64, bytes: usize) -> Checked<u128> {
         let at = address as usize;
         let Some(found) = self.params.get(at..at.saturating_add(bytes)) else {
             return Err(Fault::new(
@@ -642,27 +701,23 @@ impl Block<'_> {
                 let (window, address) = resolve(at.window, start + (part * size) as u64);
                 let operand = warp.get(reg, lane);
                 let other = c.map_or(0, |reg| warp.get(reg, lane));
+                let change = |old| crate::atomic::apply(kind, ty, old, operand, other);
                 let old = match window {
-                    Window::Shared => self.shared.load(address, size, size),
+                    Window::Shared => {
+                        self.shared
+                            .update(address, size, &access(warp, lane), &self.clocks, change)
+                    }
                     Window::Global | Window::Generic => {
                         if order.releases() || self.fenced {
                             self.publish(address);
                         }
                         self.acquire(address);
-                        self.global.load(address, size, size, Strength::Atomic)
+                        self.global.update(address, size, change)
                     }
                     _ => Err(Fault::new(
                         FindingKind::Wild,
                         "an atomic operation on local memory",
                     )),
-                }
-                .map_err(|fault| fault.by(lane))? as u64;
-                let value = crate::atomic::apply(kind, ty, old, operand, other);
-                match window {
-                    Window::Shared => self.shared.store(address, size, u128::from(value)),
-                    _ => self
-                        .global
-                        .store(address, size, u128::from(value), Strength::Atomic),
                 }
                 .map_err(|fault| fault.by(lane))?;
                 if let Some(&reg) = d.and_then(|d| d.get(part)) {
@@ -671,10 +726,6 @@ impl Block<'_> {
             }
         }
         Ok(())
-    }
-
-    fn fence(&mut self, wide: bool) {
-        self.fenced |= wide;
     }
 
     /// What this block and those it has seen wrote can be seen through an atomic variable.
@@ -698,45 +749,27 @@ impl Block<'_> {
     /// Reads shared memory as one lane.
     pub(crate) fn shared_read(
         &mut self,
-        _warp: &Warp,
+        warp: &Warp,
         address: u64,
         bytes: usize,
-        _lane: usize,
+        lane: usize,
     ) -> Checked<u128> {
-        self.shared.load(address, bytes, bytes)
+        self.shared
+            .load(address, bytes, &access(warp, lane), &self.clocks)
     }
 
     /// Writes shared memory as one lane.
     pub(crate) fn shared_write(
         &mut self,
-        _warp: &Warp,
+        warp: &Warp,
         address: u64,
         bytes: usize,
         value: u128,
-        _lane: usize,
+        lane: usize,
     ) -> Checked<()> {
-        self.shared.store(address, bytes, value)
-    }
-
-    /// A copy to shared memory begins.
-    pub(crate) fn begin_copy(
-        &mut self,
-        _warp: &Warp,
-        address: u64,
-        bytes: usize,
-        _lane: usize,
-    ) -> Checked<()> {
-        self.shared.begin_copy(address, bytes, bytes)
-    }
-
-    /// A copy comes in.
-    pub(crate) fn end_copy(&mut self, _warp: &Warp, copy: &PendingCopy) {
         self.shared
-            .end_copy(u64::from(copy.to), usize::from(copy.bytes), copy.value);
+            .store(address, bytes, value, &access(warp, lane), &self.clocks)
     }
-
-    /// Orders what the lanes of a warp do to shared memory.
-    fn order_lanes(&mut self, _warp: &Warp) {}
 
     fn barrier(
         &mut self,
@@ -807,6 +840,8 @@ impl Block<'_> {
                 format!("warp {} comes to barrier {id} a second time", warp.index),
             ));
         }
+        self.clocks
+            .release(warp.index as usize, m, &mut barrier.published);
         barrier.expected = expected;
         barrier.arrived += 32;
         barrier.came |= 1 << warp.index;
@@ -835,6 +870,9 @@ impl Block<'_> {
 
     fn complete(&mut self, barrier: &NamedBarrier) {
         self.released |= barrier.waiting;
+        for warp in lanes_of(barrier.waiting) {
+            self.clocks.acquire(warp, &barrier.published);
+        }
         for &(warp, kind, to) in &barrier.results {
             let value = match kind {
                 Reduce::Count => barrier.yes,
@@ -893,6 +931,15 @@ impl crate::block::Local {
         self.data[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
         self.written[at..at + bytes].fill(1);
         Ok(())
+    }
+}
+
+/// Who accesses shared memory.
+pub(crate) fn access(warp: &Warp, lane: usize) -> Access {
+    Access {
+        warp: warp.index as usize,
+        lane,
+        pc: warp.pc,
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) struct PendingCopy {
     /// The group it was committed to.
     pub(crate) group: u32,
     pub(crate) to: u32,
+    pub(crate) pc: u32,
     pub(crate) value: u128,
 }
 
