@@ -436,6 +436,8 @@ struct Computing {
     products_wait<0>();
     pin(rows.sums);
     write(rows.sums, rows.largest, rows.total, now);
+    // The last turn passed is nobody's.
+    if (group == 0) wait_turn();
   }
 
   // Writes outputs and statistics from registers: two threads swap pairs of columns, so that four of them fill 32 bytes of a row.
