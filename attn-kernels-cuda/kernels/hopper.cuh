@@ -52,11 +52,6 @@ DEVICE void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Orders this thread's accesses to shared memory before those of the copy engine and the tensor cores.
-DEVICE void fence_async() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 // Named barriers of a block; barrier 0 is that of __syncthreads.
 DEVICE void named_sync(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -77,6 +72,7 @@ DEVICE void copy_box(void* to, const TensorMap& map, Barrier& barrier, u32 c0, u
       : "memory");
 }
 
+// Begins to fetch a map that copies will need.
 DEVICE void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
