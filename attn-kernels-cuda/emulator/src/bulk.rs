@@ -118,7 +118,7 @@ impl BoxCopy {
 impl Block<'_> {
     fn tensor_map_at(&mut self, address: u64) -> Checked<TensorMap> {
         let (window, address) = resolve(crate::program::Window::Generic, address);
-        if address % 64 != 0 {
+        if !address.is_multiple_of(64) {
             return Err(Fault::new(
                 FindingKind::Misaligned,
                 format!("a tensor map at {address:#x}, which is no multiple of 64"),
@@ -193,7 +193,7 @@ impl Block<'_> {
         let map = self.tensor_map_at(warp.get(map, lane))?;
         let (_, shared) = resolve(to.window, Self::address(warp, to, lane));
         let (_, barrier) = resolve(barrier.window, Self::address(warp, barrier, lane));
-        if shared % ROW as u64 != 0 {
+        if !shared.is_multiple_of(ROW as u64) {
             return Err(Fault::new(
                 FindingKind::Misaligned,
                 format!("a box at byte {shared} of shared memory, which is no multiple of {ROW}"),
@@ -244,7 +244,7 @@ impl Block<'_> {
         if !self.boxes.iter().any(|copy| copy.barrier == barrier) {
             return Ok(());
         }
-        let boxes = std::mem::take(&mut self.boxes);
+        let boxes = core::mem::take(&mut self.boxes);
         let (landing, rest): (Vec<_>, Vec<_>) =
             boxes.into_iter().partition(|copy| copy.barrier == barrier);
         self.boxes = rest;

@@ -69,7 +69,7 @@ impl Block<'_> {
 
     /// Lets copies come in until at most `keep` groups of each lane are under way.
     pub(crate) fn copy_wait(&mut self, warp: &mut Warp, m: u32, keep: u32, all: bool) {
-        let mut copies = std::mem::take(&mut warp.copies);
+        let mut copies = core::mem::take(&mut warp.copies);
         copies.retain(|copy| {
             let lane = usize::from(copy.lane);
             let done = m >> lane & 1 != 0 && (all || copy.group + keep < warp.committed[lane]);

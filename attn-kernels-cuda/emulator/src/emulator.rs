@@ -12,13 +12,14 @@ use crate::{
     shared::Shared,
     warp::{Position, Warp},
 };
+use alloc::sync::Arc;
 use attn_kernels_cuda::driver::{
     DeviceInfo, Driver, DriverError, Image, Launch, ModuleId, TensorMap,
 };
 use core::fmt;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// In which order the warps of a block have their turns.
@@ -379,6 +380,7 @@ fn run_blocks(
         block.number = number;
         block.position.block = place;
         block.fenced = false;
+        block.clock = 0;
         block.global.begin_block(number);
         block.shared.reset(total, cell, warps.len());
         block.clocks.reset(warps.len());

@@ -211,7 +211,7 @@ impl Global {
     }
 
     fn aligned(address: u64, bytes: usize) -> Checked<()> {
-        if address % bytes as u64 == 0 {
+        if address.is_multiple_of(bytes as u64) {
             Ok(())
         } else {
             Err(Fault::new(

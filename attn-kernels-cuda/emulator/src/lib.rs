@@ -30,6 +30,8 @@
 //! the inner index. Lanes of a warp run in lockstep and come together at the lowest instruction; a collective waits for the lanes that
 //! its mask names. Blocks run one after another.
 
+extern crate alloc;
+
 mod alu;
 mod atomic;
 mod block;

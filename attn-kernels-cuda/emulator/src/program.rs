@@ -7,7 +7,7 @@ use crate::{
     alu::Conversion,
     lanes::{L, Q},
 };
-use std::sync::Arc;
+use alloc::sync::Arc;
 
 /// A row of the 32-bit file, of the 64-bit file, or a predicate.
 pub(crate) type Row = u32;
@@ -120,10 +120,6 @@ pub(crate) enum Order {
 }
 
 impl Order {
-    pub(crate) fn acquires(self) -> bool {
-        matches!(self, Self::Acquire | Self::AcquireRelease)
-    }
-
     pub(crate) fn releases(self) -> bool {
         matches!(self, Self::Release | Self::AcquireRelease)
     }
@@ -225,21 +221,21 @@ pub(crate) enum Op {
         b: Row,
         c: Row,
     },
-    /// 64 bits by 32, as shifts.
-    QL {
+    /// 64 bits by 32.
+    Shift {
         f: fn(&Q, &L) -> Q,
         d: Row,
         a: Row,
         b: Row,
     },
-    QLL {
+    Extract {
         f: fn(&Q, &L, &L) -> Q,
         d: Row,
         a: Row,
         b: Row,
         c: Row,
     },
-    QQLL {
+    Insert {
         f: fn(&Q, &Q, &L, &L) -> Q,
         d: Row,
         s: [Row; 4],

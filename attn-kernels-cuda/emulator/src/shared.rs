@@ -100,7 +100,7 @@ impl Shared {
                 ),
             ));
         }
-        if address % align as u64 != 0 {
+        if !address.is_multiple_of(align as u64) {
             return Err(Fault::new(
                 FindingKind::Misaligned,
                 format!("byte {address} of shared memory for {align} bytes"),
@@ -288,7 +288,7 @@ impl Shared {
                 epoch,
                 pc,
                 bytes: if joins { write.bytes | mask } else { mask },
-                atomic,
+                atomic: atomic && (!joins || write.atomic),
             };
             if usize::from(mask.count_ones() as u16) == self.cell {
                 self.reads[cell * self.slots..(cell + 1) * self.slots].fill(Read::default());

@@ -101,16 +101,16 @@ impl Block<'_> {
                 let defined = warp.wide_defined(a) & warp.wide_defined(b) & warp.wide_defined(c);
                 warp.set_q(d, &value, m, defined);
             }
-            &Op::QL { f, d, a, b } => {
+            &Op::Shift { f, d, a, b } => {
                 let value = f(warp.q(a), warp.l(b));
                 warp.set_q(d, &value, m, warp.wide_defined(a) & warp.defined(b));
             }
-            &Op::QLL { f, d, a, b, c } => {
+            &Op::Extract { f, d, a, b, c } => {
                 let value = f(warp.q(a), warp.l(b), warp.l(c));
                 let defined = warp.wide_defined(a) & warp.defined(b) & warp.defined(c);
                 warp.set_q(d, &value, m, defined);
             }
-            &Op::QQLL { f, d, s } => {
+            &Op::Insert { f, d, s } => {
                 let value = f(warp.q(s[0]), warp.q(s[1]), warp.l(s[2]), warp.l(s[3]));
                 let defined = warp.wide_defined(s[0])
                     & warp.wide_defined(s[1])
@@ -292,13 +292,23 @@ impl Block<'_> {
                 extend,
                 to,
                 order,
-            } => self.load(warp, m, at, usize::from(*size), *extend, to, *order)?,
+            } => {
+                self.load(warp, m, at, usize::from(*size), *extend, to, *order)?;
+                if *order != Order::Weak {
+                    // It may wait for another warp to change what it reads.
+                    warp.advance();
+                    return Ok(Flow::Yield);
+                }
+            }
             Op::Store {
                 at,
                 size,
                 from,
                 order,
-            } => self.store(warp, m, at, usize::from(*size), from, *order)?,
+            } => {
+                self.store(warp, m, at, usize::from(*size), from, *order)?;
+                self.progress += 1;
+            }
             Op::Atomic {
                 at,
                 kind,
@@ -307,7 +317,13 @@ impl Block<'_> {
                 b,
                 c,
                 order,
-            } => self.atomic(warp, m, at, *kind, *ty, d.as_deref(), b, *c, *order)?,
+            } => {
+                if !self.atomic(warp, m, at, *kind, *ty, d.as_deref(), b, *c, *order)? {
+                    // It may wait for another warp to change what it leaves as it is.
+                    warp.advance();
+                    return Ok(Flow::Yield);
+                }
+            }
             &Op::Fence { wide } => self.fenced |= wide,
             &Op::Branch { target } => {
                 warp.branch(m, target);
@@ -676,6 +692,7 @@ impl Block<'_> {
         Ok(u128::from_le_bytes(value))
     }
 
+    /// An atomic operation; false if it left everything as it was.
     #[expect(clippy::too_many_arguments, reason = "the parts of one instruction")]
     fn atomic(
         &mut self,
@@ -688,20 +705,24 @@ impl Block<'_> {
         b: &[Reg],
         c: Option<Reg>,
         order: Order,
-    ) -> Checked<()> {
+    ) -> Checked<bool> {
         Self::need_address(warp, at, m)?;
         for reg in b.iter().copied().chain(c) {
             Warp::need(m, warp.reg_defined(reg), "an operand of the operation")?;
         }
         let size = ty.size();
-        self.progress += 1;
+        let mut changed = false;
         for lane in lanes_of(m) {
             let start = Self::address(warp, at, lane);
             for (part, &reg) in b.iter().enumerate() {
                 let (window, address) = resolve(at.window, start + (part * size) as u64);
                 let operand = warp.get(reg, lane);
                 let other = c.map_or(0, |reg| warp.get(reg, lane));
-                let change = |old| crate::atomic::apply(kind, ty, old, operand, other);
+                let change = |old| {
+                    let new = crate::atomic::apply(kind, ty, old, operand, other);
+                    changed |= new != old;
+                    new
+                };
                 let old = match window {
                     Window::Shared => {
                         self.shared
@@ -725,7 +746,8 @@ impl Block<'_> {
                 }
             }
         }
-        Ok(())
+        self.progress += u64::from(changed);
+        Ok(changed)
     }
 
     /// What this block and those it has seen wrote can be seen through an atomic variable.
@@ -818,7 +840,7 @@ impl Block<'_> {
             Some(row) => uniform(row, "the number of threads")?,
             None => all,
         };
-        if id >= 16 || expected == 0 || expected % 32 != 0 || expected > all {
+        if id >= 16 || expected == 0 || !expected.is_multiple_of(32) || expected > all {
             return Err(Fault::new(
                 FindingKind::Barrier,
                 format!("barrier {id} of {expected} threads, in a block of {all}"),
@@ -856,7 +878,7 @@ impl Block<'_> {
         }
         let complete = barrier.arrived >= barrier.expected;
         if complete {
-            let done = std::mem::take(barrier);
+            let done = core::mem::take(barrier);
             self.complete(&done);
         }
         warp.advance();
@@ -904,7 +926,7 @@ impl crate::block::Local {
                 ),
             ));
         }
-        if address % bytes as u64 != 0 {
+        if !address.is_multiple_of(bytes as u64) {
             return Err(Fault::new(
                 FindingKind::Misaligned,
                 format!("byte {address} of local memory for {bytes} bytes"),

@@ -15,7 +15,7 @@ use crate::{
     tensor::widen,
     warp::Warp,
 };
-use std::{rc::Rc, sync::Arc};
+use alloc::{rc::Rc, sync::Arc};
 
 /// Rows of a warp.
 const ROWS: usize = 16;
@@ -283,7 +283,7 @@ impl Block<'_> {
         let agent = self.clocks.tensor_agent(index / WARPS);
         let mut epoch = None;
         for other in first..last {
-            let mut pending = std::mem::take(&mut self.products[other].pending);
+            let mut pending = core::mem::take(&mut self.products[other].pending);
             for one in &mut pending {
                 if one.group < limit && one.right.is_none() {
                     let epoch = *epoch.get_or_insert_with(|| self.clocks.tick(agent));
@@ -294,7 +294,7 @@ impl Block<'_> {
         }
         let known = epoch.unwrap_or_else(|| self.clocks.agent_epoch(agent));
         self.clocks.learn(index, agent, known);
-        let (done, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.products[index].pending)
+        let (done, rest): (Vec<_>, Vec<_>) = core::mem::take(&mut self.products[index].pending)
             .into_iter()
             .partition(|one| one.group < limit);
         self.products[index].pending = rest;

@@ -186,7 +186,8 @@ pub(crate) struct NormBackward {
     pub(crate) scale: u64,
     pub(crate) scale_stride: i64,
     pub(crate) epsilon: f64,
-    /// Address of each block's share in the gradient of the scale, `f64 [blocks, depth]`; 0 if that is not wanted.
+    /// Address of each block's share in the gradient of the scale, `f64 [blocks, depth]` or, of `f64`, `[blocks, 2, depth]`; 0 if
+    /// that is not wanted.
     pub(crate) d_scale: u64,
     pub(crate) rows: u32,
     pub(crate) depth: u32,

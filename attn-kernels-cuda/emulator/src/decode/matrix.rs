@@ -5,7 +5,7 @@ use crate::{
     program::{Element, GroupFactor, GroupProduct, MmaShape, Op, Row, Window},
     types::Ty,
 };
-use std::sync::Arc;
+use alloc::sync::Arc;
 
 impl<'a> Decoder<'a> {
     /// Decodes an instruction on matrices; false if it is none.
@@ -123,7 +123,7 @@ impl<'a> Decoder<'a> {
             scale_a: Self::immediate(scale_a)? as f32,
             scale_b: Self::immediate(scale_b)? as f32,
         };
-        if n == 0 || n % 8 != 0 || n > 256 || product.d.len() != usize::from(n) / 2 {
+        if n == 0 || !n.is_multiple_of(8) || n > 256 || product.d.len() != usize::from(n) / 2 {
             return Err(count());
         }
         self.emit(Op::GroupIssue(Arc::new(product)));
