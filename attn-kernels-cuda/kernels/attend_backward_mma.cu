@@ -40,17 +40,17 @@ struct RowState {
   DEVICE float* of(const Attend& p, u32 state) const { return first + u64(state) * rows(p) * p.batches * p.heads; }
 };
 
-DEVICE Rows rows_of(const Array& array, const Attend& p, u32 entry, u32 head, u32 rows, u32 columns) {
+DEVICE HeadRows rows_of(const Array& array, const Attend& p, u32 entry, u32 head, u32 rows, u32 columns) {
   return {head_of<const u16>(array, p.batch, entry, head), array.row, array.column, rows, columns};
 }
 
 // Copies of tiles of one array.
 template <int D, int TILE, int THREADS, bool FULL>
 struct Source {
-  Rows rows;
+  HeadRows rows;
   Copier<D, TILE, THREADS> copier;
 
-  DEVICE explicit Source(const Rows& rows) : rows(rows), copier(rows, threadIdx.x) {}
+  DEVICE explicit Source(const HeadRows& rows) : rows(rows), copier(rows, threadIdx.x) {}
 
   DEVICE void load(u32 tile, u32 first) const {
     if (!FULL || rows.in_chunks()) {
@@ -168,7 +168,7 @@ DEVICE void store_rows(u16* to, const Array& array, u32 first, u32 rows, u32 dep
 
 // Σ dO O of a lane's two rows, from the left operand dO and the rows of the output.
 template <class T, int D>
-DEVICE void row_products(float (&delta)[2], const u32 (&d_out)[D / 16][4], const Rows& out, u32 first) {
+DEVICE void row_products(float (&delta)[2], const u32 (&d_out)[D / 16][4], const HeadRows& out, u32 first) {
   const u32 lane = threadIdx.x & 31;
   const bool chunks = out.in_chunks();
 #pragma unroll
@@ -487,10 +487,10 @@ DEVICE void by_keys(const Attend& p) {
   }
   const u32 end_head = (key_head + 1) * group;
   const RowState state(p, u64(entry) * p.heads);
-  const Rows queries_of_entry = rows_of(p.query, p, entry, 0, p.query_length, p.depth);
-  const Rows gradients_of_entry = rows_of(p.d_out, p, entry, 0, p.query_length, p.value_depth);
+  const HeadRows queries_of_entry = rows_of(p.query, p, entry, 0, p.query_length, p.depth);
+  const HeadRows gradients_of_entry = rows_of(p.d_out, p, entry, 0, p.query_length, p.value_depth);
   const auto load = [&](const Walk<STEP, FULL>& at, u32 stage) {
-    Rows query = queries_of_entry, d_out = gradients_of_entry;
+    HeadRows query = queries_of_entry, d_out = gradients_of_entry;
     query.from += at.head * p.query.head;
     d_out.from += at.head * p.d_out.head;
     Source<D, STEP, THREADS, FULL>(query).load(query_tiles + stage * STEP_BYTES, at.tile * STEP);

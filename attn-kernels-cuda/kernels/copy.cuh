@@ -33,15 +33,20 @@ DEVICE u32 chunk_at(u32 row, u32 chunk) {
 }
 
 // Rows of a head: element (row, column) is from[row * row_stride + column * column_stride].
-struct Rows {
+struct HeadRows {
   const u16* from;
   i64 row_stride, column_stride;
   u32 rows, columns;
 
+  static DEVICE HeadRows of(const Array& array, const Batch& batch, u32 entry, u32 head, u32 rows, u32 columns) {
+    return {head_of<const u16>(array, batch, entry, head), array.row, array.column, rows, columns};
+  }
+
   // Whether every row is whole chunks at addresses that 16-byte accesses may have, and rows are so near to each other that
   // 32 bits count the bytes from one row of a thread to the next.
   DEVICE bool in_chunks() const {
-    return column_stride == 1 && columns != 0 && u64(row_stride) < 1 << 24 && ((u64(from) | u64(row_stride) * 2 | columns * 2) & 15) == 0;
+    const bool aligned = ((u64(from) | u64(row_stride) * 2 | columns * 2) & 15) == 0;
+    return aligned && column_stride == 1 && columns != 0 && u64(row_stride) < 1 << 24;
   }
 };
 
@@ -57,7 +62,7 @@ struct Copier {
   u32 step;         // bytes from one of its rows to the next
   u32 row, to, bytes, rows;
 
-  DEVICE Copier(const Rows& source, u32 thread) {
+  DEVICE Copier(const HeadRows& source, u32 thread) {
     const u32 chunk = thread % CHUNKS;
     const bool inside = chunk * 8 < source.columns;
     row = thread / CHUNKS;
@@ -95,7 +100,7 @@ struct Copier {
 
 // Copies a tile of rows element by element: any strides, any alignment.
 template <int D, int ROWS, int THREADS>
-DEVICE void copy_elements(const Rows& source, u32 tile, u32 first, u32 thread) {
+DEVICE void copy_elements(const HeadRows& source, u32 tile, u32 first, u32 thread) {
   constexpr u32 CHUNKS = D / 8;
 #pragma unroll 1
   for (u32 i = thread; i < ROWS * CHUNKS; i += THREADS) {

@@ -14,7 +14,7 @@ constexpr float LOWEST = -3.4028234663852886e38f;
 constexpr float HIDDEN_PRODUCT = -1.329227995784916e36f;
 #define INFINITE __int_as_float(0x7f800000)
 
-// What the largest number of a row amounts to: see Exponents::of.
+// What is taken from the numbers of a row: from scores the largest one, from exponents that of the largest product.
 struct Shift {
   float first, second;
 };
@@ -35,6 +35,9 @@ struct Exponents {
     hidden = p.zero_if_blind ? -INFINITE : scores ? LOWEST : HIDDEN_PRODUCT;
   }
 
+  // The score that a product and a bias make, where scores are needed.
+  DEVICE float score(float product, float bias) const { return __fmaf_rn(product, scale, bias); }
+
   DEVICE Shift shift(float largest) const {
     const float safe = largest == -INFINITE ? 0.f : largest;
     if (SCORES && scores) return {safe, 0.f};
@@ -42,6 +45,13 @@ struct Exponents {
   }
 
   DEVICE float of(float x, Shift by) const { return __fmaf_rn(SCORES ? __fsub_rn(x, by.first) : x, factor, -by.second); }
+
+  // The exponent of what sums made beside the largest number so far are multiplied with: exactly 0 if it stays the largest, so a
+  // tile of hidden keys changes nothing.
+  DEVICE float rescaling(float largest, Shift by) const {
+    if (SCORES && scores) return of(largest, by);
+    return __fsub_rn(__fmul_rn(largest, factor), by.second);
+  }
 
   // The largest score of a row, as statistics have it.
   DEVICE float natural(float largest) const {

@@ -29,6 +29,9 @@ struct Product {
   i64 bias_stride;
   u32 m, n, k;
   u32 accumulate;  // whether it is added to what is there
+  u64 parts;       // where sums over slices of k go, [slices, m, n] of the accumulator's type; 0: k is not cut
+  u32 slice;       // of k, a multiple of CHUNK; the last may have less
+  u32 pad;
 };
 
 DEVICE i64 row_at(const Operand& o, u32 row) {
@@ -150,11 +153,38 @@ DEVICE void write_tile(const Product& p, u32 m, u32 n, const Acc<T>* sums) {
   }
 }
 
-// The tile of this block: blocks that run at once share rows and columns, so that the cache holds what they read.
-DEVICE void tile_of_block(u32 tiles_m, u32 tiles_n, u32& tile_m, u32& tile_n) {
+// As `write_tile`, of a slice of k.
+template <int ROWS, int COLUMNS, int STRIDE, int THREADS, typename A>
+DEVICE void write_part(const Product& p, u32 slice, u32 m, u32 n, const A* sums) {
+  A* to = reinterpret_cast<A*>(p.parts) + u64(slice) * p.m * p.n;
+#pragma unroll 1
+  for (u32 element = threadIdx.x; element < ROWS * COLUMNS; element += THREADS) {
+    u32 row = element / COLUMNS, column = element % COLUMNS;
+    if (m + row < p.m && n + column < p.n) to[u64(m + row) * p.n + n + column] = sums[row * STRIDE + column];
+  }
+}
+
+// What this block computes.
+struct Work {
+  u32 m, n;        // its tile begins there
+  u32 first, end;  // of k
+  u32 slice;
+};
+
+// Blocks that run at once share rows and columns, so that the cache holds what they read.
+template <int BM, int BN, bool SLICES> DEVICE Work work_of_block(const Product& p) {
   constexpr u32 BAND = 8;
-  u32 band = blockIdx.x / (BAND * tiles_n), first = band * BAND;
-  u32 height = min(BAND, tiles_m - first), within = blockIdx.x - first * tiles_n;
-  tile_m = first + within % height;
-  tile_n = within / height;
+  u32 tiles_m = (p.m + BM - 1) / BM, tiles_n = (p.n + BN - 1) / BN, block = blockIdx.x;
+  Work work = {0, 0, 0, p.k, 0};
+  if (SLICES && p.parts) {
+    work.slice = block / (tiles_m * tiles_n);
+    block -= work.slice * tiles_m * tiles_n;
+    work.first = work.slice * p.slice;
+    work.end = min(work.first + p.slice, p.k);
+  }
+  u32 band = block / (BAND * tiles_n) * BAND;
+  u32 height = min(BAND, tiles_m - band), within = block - band * tiles_n;
+  work.m = (band + within % height) * BM;
+  work.n = within / height * BN;
+  return work;
 }

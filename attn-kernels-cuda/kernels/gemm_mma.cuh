@@ -58,23 +58,22 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
   static constexpr int A_SIZE = (A_TRANSPOSED ? MMA_K : BM) * A_STRIDE, B_SIZE = (B_TRANSPOSED ? BN : MMA_K) * B_STRIDE;
   static constexpr int OUT_STRIDE = BN + 4;
 
-  static DEVICE void load(T* a, T* b, const Product& p, u32 m, u32 n, u32 k) {
-    if constexpr (A_TRANSPOSED) load_tile<T, MMA_K, BM, A_STRIDE, THREADS>(a, p.a, k, p.k, m, p.m, threadIdx.x);
-    else load_tile<T, BM, MMA_K, A_STRIDE, THREADS>(a, p.a, m, p.m, k, p.k, threadIdx.x);
-    if constexpr (B_TRANSPOSED) load_tile<T, BN, MMA_K, B_STRIDE, THREADS>(b, p.b, n, p.n, k, p.k, threadIdx.x);
-    else load_tile<T, MMA_K, BN, B_STRIDE, THREADS>(b, p.b, k, p.k, n, p.n, threadIdx.x);
+  static DEVICE void load(T* a, T* b, const Product& p, const Work& work, u32 k) {
+    if constexpr (A_TRANSPOSED) load_tile<T, MMA_K, BM, A_STRIDE, THREADS>(a, p.a, k, work.end, work.m, p.m, threadIdx.x);
+    else load_tile<T, BM, MMA_K, A_STRIDE, THREADS>(a, p.a, work.m, p.m, k, work.end, threadIdx.x);
+    if constexpr (B_TRANSPOSED) load_tile<T, BN, MMA_K, B_STRIDE, THREADS>(b, p.b, work.n, p.n, k, work.end, threadIdx.x);
+    else load_tile<T, MMA_K, BN, B_STRIDE, THREADS>(b, p.b, k, work.end, work.n, p.n, threadIdx.x);
   }
 
   static DEVICE void run(const Product& p) {
     extern __shared__ __align__(16) u8 shared[];
     T* tiles = reinterpret_cast<T*>(shared);
-    u32 tile_m, tile_n;
-    tile_of_block((p.m + BM - 1) / BM, (p.n + BN - 1) / BN, tile_m, tile_n);
-    u32 m = tile_m * BM, n = tile_n * BN, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Work work = work_of_block<BM, BN, A_TRANSPOSED>(p);
+    u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 warp_m = warp / WARPS_N * M, warp_n = warp % WARPS_N * N;
-    u32 steps = (p.k + MMA_K - 1) / MMA_K;
+    u32 steps = (work.end - work.first + MMA_K - 1) / MMA_K;
     // A warp whose part lies beyond the output only copies.
-    bool works = m + warp_m < p.m && n + warp_n < p.n;
+    bool works = work.m + warp_m < p.m && work.n + warp_n < p.n;
     float chunk[M / 16][N / 8][4] = {}, total[M / 16][N / 8][4] = {};
     for (u32 next = 0; next < steps + MMA_STAGES - 1; next++) {
       if (next >= MMA_STAGES - 1) {
@@ -82,7 +81,7 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
         __syncthreads();
       }
       T* slot = tiles + next % MMA_STAGES * (A_SIZE + B_SIZE);
-      if (next < steps) load(slot, slot + A_SIZE, p, m, n, next * MMA_K);
+      if (next < steps) load(slot, slot + A_SIZE, p, work, work.first + next * MMA_K);
       commit_copies();
       if (next < MMA_STAGES - 1 || !works) continue;
       u32 step = next - (MMA_STAGES - 1);
@@ -129,6 +128,8 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
           }
     }
     __syncthreads();
-    write_tile<T, BM, BN, OUT_STRIDE, THREADS>(p, m, n, sums);
+    if (A_TRANSPOSED && p.parts)
+      write_part<BM, BN, OUT_STRIDE, THREADS>(p, work.slice, work.m, work.n, sums);
+    else write_tile<T, BM, BN, OUT_STRIDE, THREADS>(p, work.m, work.n, sums);
   }
 };

@@ -20,11 +20,11 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
     return SIDE_BY_SIDE ? i / W * 16 * W + thread * W + i % W : thread + 16 * i;
   }
 
-  static DEVICE void load(T* a, T* b, const Product& p, u32 m, u32 n, u32 k) {
-    if constexpr (A_TRANSPOSED) load_tile<T, BK, BM, A_STRIDE, THREADS>(a, p.a, k, p.k, m, p.m, threadIdx.x);
-    else load_tile<T, BM, BK, A_STRIDE, THREADS>(a, p.a, m, p.m, k, p.k, threadIdx.x);
-    if constexpr (B_TRANSPOSED) load_tile<T, BN, BK, B_STRIDE, THREADS>(b, p.b, n, p.n, k, p.k, threadIdx.x);
-    else load_tile<T, BK, BN, B_STRIDE, THREADS>(b, p.b, k, p.k, n, p.n, threadIdx.x);
+  static DEVICE void load(T* a, T* b, const Product& p, const Work& work, u32 k) {
+    if constexpr (A_TRANSPOSED) load_tile<T, BK, BM, A_STRIDE, THREADS>(a, p.a, k, work.end, work.m, p.m, threadIdx.x);
+    else load_tile<T, BM, BK, A_STRIDE, THREADS>(a, p.a, work.m, p.m, k, work.end, threadIdx.x);
+    if constexpr (B_TRANSPOSED) load_tile<T, BN, BK, B_STRIDE, THREADS>(b, p.b, work.n, p.n, k, work.end, threadIdx.x);
+    else load_tile<T, BK, BN, B_STRIDE, THREADS>(b, p.b, k, work.end, work.n, p.n, threadIdx.x);
   }
 
   // COUNT values at W steps of k from k on, of the rows or columns of a thread.
@@ -52,12 +52,11 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
 
   static DEVICE void run(const Product& p) {
     __shared__ __align__(16) T shared[SIZE];
-    u32 tile_m, tile_n;
-    tile_of_block((p.m + BM - 1) / BM, (p.n + BN - 1) / BN, tile_m, tile_n);
-    u32 m = tile_m * BM, n = tile_n * BN, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-    u32 steps = (p.k + BK - 1) / BK;
+    Work work = work_of_block<BM, BN, A_TRANSPOSED>(p);
+    u32 tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    u32 steps = (work.end - work.first + BK - 1) / BK;
     // A warp whose rows are all beyond the last only copies.
-    bool works = m + place<A_TRANSPOSED>(ty & ~1u, 0) < p.m;
+    bool works = work.m + place<A_TRANSPOSED>(ty & ~1u, 0) < p.m;
     T chunk[TM][TN] = {}, total[TM][TN] = {};
     for (u32 next = 0; next < steps + STAGES - 1; next++) {
       if (next >= STAGES - 1) {
@@ -65,7 +64,7 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
         __syncthreads();
       }
       T* slot = shared + next % STAGES * (A_SIZE + B_SIZE);
-      if (next < steps) load(slot, slot + A_SIZE, p, m, n, next * BK);
+      if (next < steps) load(slot, slot + A_SIZE, p, work, work.first + next * BK);
       commit_copies();
       if (next < STAGES - 1) continue;
       u32 step = next - (STAGES - 1);
@@ -106,6 +105,8 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
           sums[place<A_TRANSPOSED>(ty, i) * OUT_STRIDE + place<!B_TRANSPOSED>(tx, j)] = total[i][j];
     }
     __syncthreads();
-    write_tile<T, BM, BN, OUT_STRIDE, THREADS>(p, m, n, sums);
+    if (A_TRANSPOSED && p.parts)
+      write_part<BM, BN, OUT_STRIDE, THREADS>(p, work.slice, work.m, work.n, sums);
+    else write_tile<T, BM, BN, OUT_STRIDE, THREADS>(p, work.m, work.n, sums);
   }
 };

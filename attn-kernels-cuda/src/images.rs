@@ -11,6 +11,7 @@ pub(crate) enum Module {
     AttendBackward,
     AttendMma,
     AttendBackwardMma,
+    AttendBackwardHopper,
     AttendHopper,
     Decode,
     Dense,
@@ -18,7 +19,7 @@ pub(crate) enum Module {
 }
 
 impl Module {
-    pub(crate) const COUNT: usize = 8;
+    pub(crate) const COUNT: usize = 9;
 }
 
 /// Code for an architecture.
@@ -53,6 +54,20 @@ macro_rules! from_80 {
     };
 }
 
+/// Code for sm_90a alone.
+macro_rules! from_90a {
+    ($module:literal) => {
+        const {
+            &[Code {
+                capability: 90,
+                exact: true,
+                cubin: None,
+                ptx: generated!(concat!($module, ".90a.ptx.z")),
+            }]
+        }
+    };
+}
+
 const fn codes(module: Module) -> &'static [Code] {
     match module {
         Module::Attend => from_80!("attend"),
@@ -62,16 +77,8 @@ const fn codes(module: Module) -> &'static [Code] {
         Module::Decode => from_80!("decode"),
         Module::Dense => from_80!("dense"),
         Module::Norm => from_80!("norm"),
-        Module::AttendHopper => {
-            const {
-                &[Code {
-                    capability: 90,
-                    exact: true,
-                    cubin: None,
-                    ptx: generated!("attend_hopper.90a.ptx.z"),
-                }]
-            }
-        }
+        Module::AttendHopper => from_90a!("attend_hopper"),
+        Module::AttendBackwardHopper => from_90a!("attend_backward_hopper"),
     }
 }
 

@@ -1,18 +1,25 @@
 //! A block at work: what its warps share, and in which order they run.
 
 use crate::{
+    bulk::BoxCopy,
+    clocks::{Clocks, Published},
     emulator::WarpOrder,
     finding::{Checked, Fault, FindingKind},
     global::Global,
+    mbarrier::BarrierObject,
     program::{Program, Reduce, Reduced},
     shared::Shared,
     warp::{Position, Warp},
+    wgmma::Products,
 };
+use std::collections::HashMap;
 
 /// Instructions that a warp runs before another has its turn.
 const SLICE: u32 = 4096;
-/// Turns without anything but spinning after which no thread will ever go on.
-const IDLE_TURNS: u32 = 4096;
+/// Turns without anything but waiting after which no thread will ever go on.
+const IDLE_TURNS: u32 = 1024;
+/// Instructions of the warps of a block after which it will never end.
+const MOST_STEPS: u64 = 1 << 28;
 
 /// What a warp did last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +43,8 @@ pub(crate) struct NamedBarrier {
     pub(crate) waiting: u32,
     /// Warps that came, waiting or not.
     pub(crate) came: u32,
+    /// What those that came pass on.
+    pub(crate) published: Published,
     /// `bar.red`: threads that said yes, and that said anything.
     pub(crate) yes: u32,
     pub(crate) said: u32,
@@ -81,8 +90,15 @@ pub(crate) struct Block<'a> {
     pub(crate) progress: u64,
     pub(crate) clock: u64,
     /// Atomic variables and the blocks whose writes they publish.
-    pub(crate) published: std::collections::HashMap<u64, Vec<u32>>,
+    pub(crate) published: HashMap<u64, Vec<u32>>,
     pub(crate) fenced: bool,
+    pub(crate) clocks: Clocks,
+    /// Barrier objects by their address.
+    pub(crate) objects: HashMap<u32, BarrierObject>,
+    /// Boxes on their way to shared memory.
+    pub(crate) boxes: Vec<BoxCopy>,
+    /// Products under way, for each warp.
+    pub(crate) products: Vec<Products>,
 }
 
 /// Where a fault was made: warp, lane and instruction.
@@ -118,6 +134,9 @@ impl Block<'_> {
                 if flows[index] == Flow::Yield {
                     flows[index] = Flow::Run;
                 }
+                if flows[index] == Flow::Run {
+                    warp.wake();
+                }
                 let mut left = SLICE;
                 while flows[index] == Flow::Run && left > 0 {
                     left -= 1;
@@ -128,6 +147,13 @@ impl Block<'_> {
                         warp: warp.index,
                         pc: if warp.mask == 0 { pc } else { warp.pc },
                     })?;
+                    if flows[index] == Flow::Yield && warp.rest() {
+                        flows[index] = Flow::Run;
+                    }
+                }
+                if left == 0 {
+                    // It computes, as long as it likes: waiting would have ended its turn.
+                    self.progress += 1;
                 }
                 if self.released != 0 {
                     self.release(warps, &mut flows);
@@ -139,9 +165,9 @@ impl Block<'_> {
             if !ran {
                 return Err(self.stuck(warps, &flows));
             }
-            if self.progress == seen {
+            if self.progress == seen || self.clock > MOST_STEPS {
                 idle += 1;
-                if idle > IDLE_TURNS {
+                if idle > IDLE_TURNS || self.clock > MOST_STEPS {
                     return Err(spinning(warps, &flows));
                 }
             } else {
@@ -190,6 +216,31 @@ impl Block<'_> {
                     pc: warp.pc,
                 });
             }
+        }
+        let over = |kind, message: String, warp: u32| Located {
+            fault: Fault::new(kind, message),
+            warp,
+            pc: warps[warp as usize].pc,
+        };
+        if !self.boxes.is_empty() {
+            return Err(over(
+                FindingKind::InFlight,
+                format!(
+                    "{} boxes are on their way to shared memory when the block ends",
+                    self.boxes.len()
+                ),
+                0,
+            ));
+        }
+        if let Some(warp) = self.products.iter().position(|one| !one.is_empty()) {
+            return Err(over(
+                FindingKind::InFlight,
+                format!("warp {warp} has products that were not waited for when the block ends"),
+                warp as u32,
+            ));
+        }
+        if let Some(message) = self.unfinished_barrier() {
+            return Err(over(FindingKind::Barrier, message, 0));
         }
         for (id, barrier) in self.barriers.iter().enumerate() {
             if barrier.arrived != 0 {

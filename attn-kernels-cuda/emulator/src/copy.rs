@@ -8,7 +8,7 @@ use crate::{
     global::Strength,
     lanes::lanes_of,
     program::{Address, Pred, Row},
-    step::resolve,
+    step::{access, resolve},
     warp::{PendingCopy, Warp},
 };
 
@@ -51,13 +51,15 @@ impl Block<'_> {
                     .load(address, bytes, size, Strength::Plain)
                     .map_err(|fault| fault.by(lane))?
             };
-            self.begin_copy(warp, target, size, lane)
+            self.shared
+                .begin_copy(target, size, size, &access(warp, lane), &self.clocks)
                 .map_err(|fault| fault.by(lane))?;
             let copy = PendingCopy {
                 lane: lane as u8,
                 bytes: size as u8,
                 group: warp.committed[lane],
                 to: target as u32,
+                pc: warp.pc,
                 value,
             };
             warp.copies.push(copy);
@@ -67,12 +69,19 @@ impl Block<'_> {
 
     /// Lets copies come in until at most `keep` groups of each lane are under way.
     pub(crate) fn copy_wait(&mut self, warp: &mut Warp, m: u32, keep: u32, all: bool) {
-        let mut copies = std::mem::take(&mut warp.copies);
+        let mut copies = core::mem::take(&mut warp.copies);
         copies.retain(|copy| {
             let lane = usize::from(copy.lane);
             let done = m >> lane & 1 != 0 && (all || copy.group + keep < warp.committed[lane]);
             if done {
-                self.end_copy(warp, copy);
+                self.shared.end_copy(
+                    u64::from(copy.to),
+                    usize::from(copy.bytes),
+                    copy.value,
+                    32 * warp.index + u32::from(copy.lane),
+                    self.clocks.epoch(warp.index as usize),
+                    copy.pc,
+                );
             }
             !done
         });

@@ -10,9 +10,7 @@ mod operand;
 use crate::{
     lexer::{Lexer, Token},
     module::{self, Function, Module, Space},
-    program::{
-        FALSE, Instruction, Op, PRED_SINK, Place, Pred, Program, Reg, Row, SINK, Source, Window,
-    },
+    program::{Instruction, Op, PRED_SINK, Place, Pred, Program, Reg, Row, SINK, Source, Window},
     types::Ty,
 };
 use operand::Operand;
@@ -133,7 +131,7 @@ pub(crate) fn decode(
         }],
         rows: SINK as usize + 1,
         wide_rows: SINK as usize + 1,
-        preds: FALSE.max(PRED_SINK) as usize + 1,
+        preds: PRED_SINK as usize + 1,
         constants: Vec::new(),
         wide_constants: Vec::new(),
         params: function
@@ -608,7 +606,7 @@ impl<'a> Decoder<'a> {
             return Err(format!("`{name}` calls itself"));
         }
         // A guarded call is jumped over where the guard does not hold.
-        let outer_scopes = std::mem::take(&mut self.scopes);
+        let outer_scopes = core::mem::take(&mut self.scopes);
         self.open_scope();
         let skip = self.guard.take();
         if let Some(guard) = skip {

@@ -2,6 +2,7 @@
 
 use crate::{
     block::{Block, Counts, Local, NamedBarrier, check_launch},
+    clocks::Clocks,
     decode::{DecodeError, decode},
     finding::{Fault, Finding, FindingKind},
     global::Global,
@@ -11,13 +12,14 @@ use crate::{
     shared::Shared,
     warp::{Position, Warp},
 };
+use alloc::sync::Arc;
 use attn_kernels_cuda::driver::{
     DeviceInfo, Driver, DriverError, Image, Launch, ModuleId, TensorMap,
 };
 use core::fmt;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 /// In which order the warps of a block have their turns.
@@ -54,6 +56,9 @@ impl Default for Options {
         }
     }
 }
+
+/// `CUDA_ERROR_INVALID_VALUE`.
+const INVALID_VALUE: i32 = 1;
 
 struct Loaded {
     module: Module,
@@ -143,6 +148,31 @@ impl Emulator {
         found.map_err(|fault| self.host_error("unwritten", *fault))
     }
 
+    /// Decodes every kernel of a module, as a launch of each would, and gives their names.
+    ///
+    /// # Errors
+    ///
+    /// [`DriverError::UNKNOWN_INSTRUCTION`] with the first that is not known.
+    pub fn decode_all(&self, module: ModuleId) -> Result<Vec<String>, DriverError> {
+        let mut names: Vec<String> = self
+            .state()
+            .modules
+            .get(module.0 as usize)
+            .map(|loaded| {
+                let functions = loaded.module.functions.iter();
+                functions
+                    .filter(|(_, function)| function.is_entry)
+                    .map(|(name, _)| name.clone())
+                    .collect()
+            })
+            .unwrap_or_default();
+        names.sort();
+        for name in &names {
+            self.program(module, name)?;
+        }
+        Ok(names)
+    }
+
     /// What each kernel did, by its name.
     #[must_use]
     pub fn reports(&self) -> HashMap<String, Report> {
@@ -166,6 +196,7 @@ impl Emulator {
                 thread: None,
                 place: format!("`{operation}` of the host"),
                 text: String::new(),
+                other: None,
             },
         )
     }
@@ -235,6 +266,7 @@ impl Emulator {
             thread: None,
             place: String::new(),
             text: String::new(),
+            other: None,
         };
         if let Err(fault) = check_launch(
             &program,
@@ -282,6 +314,7 @@ impl Emulator {
                 .lane
                 .map(|lane| 32 * located.warp + lane as u32),
             place: program.place_of(located.pc as usize),
+            other: located.fault.other.map(|pc| program.place_of(pc as usize)),
             text: line_of(&state.modules[launch.module.0 as usize].module.text, line),
         };
         drop(state);
@@ -308,6 +341,7 @@ fn run_blocks(
         .map(|index| Warp::new(program, index))
         .collect();
     let count = program.code.len();
+    let cell = program.shared_cell();
     global.begin_launch((gx * gy * gz) as usize);
     let mut block = Block {
         program,
@@ -336,14 +370,24 @@ fn run_blocks(
         clock: 0,
         published: HashMap::new(),
         fenced: false,
+        clocks: Clocks::default(),
+        objects: HashMap::new(),
+        boxes: Vec::new(),
+        products: Vec::new(),
     };
     for number in 0..gx * gy * gz {
         let place = [number % gx, number / gx % gy, number / (gx * gy)];
         block.number = number;
         block.position.block = place;
         block.fenced = false;
+        block.clock = 0;
         block.global.begin_block(number);
-        block.shared.reset(total);
+        block.shared.reset(total, cell, warps.len());
+        block.clocks.reset(warps.len());
+        block.objects.clear();
+        block.boxes.clear();
+        block.products.clear();
+        block.products.resize_with(warps.len(), Default::default);
         block.local.reset(threads as usize, program.local);
         block.barriers.clear();
         block.barriers.resize(16, NamedBarrier::default());
@@ -412,6 +456,7 @@ impl Driver for Emulator {
                     kind: FindingKind::Wild,
                     message: format!("{address:#x} is no allocation that is alive"),
                     lane: None,
+                    other: None,
                 },
             );
         }
@@ -493,7 +538,11 @@ impl Driver for Emulator {
     }
 
     fn tensor_map(&self, map: &TensorMap) -> Result<[u64; 16], DriverError> {
-        Ok(crate::bulk::encode(map))
+        crate::bulk::encode(map).map_err(|message| DriverError {
+            operation: "tensor_map",
+            code: INVALID_VALUE,
+            message,
+        })
     }
 
     fn synchronize(&self) -> Result<(), DriverError> {

@@ -76,6 +76,8 @@ pub struct Finding {
     pub place: String,
     /// The line of PTX.
     pub text: String,
+    /// Where the access is that it conflicts with.
+    pub other: Option<String>,
 }
 
 impl fmt::Display for Finding {
@@ -97,6 +99,9 @@ impl fmt::Display for Finding {
         if !self.text.is_empty() {
             write!(f, "\n  {}", self.text)?;
         }
+        if let Some(other) = &self.other {
+            write!(f, "\n  in conflict with {other}")?;
+        }
         Ok(())
     }
 }
@@ -107,6 +112,8 @@ pub(crate) struct Fault {
     pub(crate) kind: FindingKind,
     pub(crate) message: String,
     pub(crate) lane: Option<usize>,
+    /// The instruction that it conflicts with.
+    pub(crate) other: Option<u32>,
 }
 
 impl Fault {
@@ -115,6 +122,7 @@ impl Fault {
             kind,
             message: message.into(),
             lane: None,
+            other: None,
         })
     }
 

@@ -211,7 +211,7 @@ impl Global {
     }
 
     fn aligned(address: u64, bytes: usize) -> Checked<()> {
-        if address % bytes as u64 == 0 {
+        if address.is_multiple_of(bytes as u64) {
             Ok(())
         } else {
             Err(Fault::new(
@@ -262,6 +262,18 @@ impl Global {
         one.data[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
         one.written[at..at + bytes].fill(1);
         self.mark(index, at, bytes, true, strength)
+    }
+
+    /// Reads and writes at once, as an atomic operation, by a function of the old value.
+    pub(crate) fn update(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        f: impl FnOnce(u64) -> u64,
+    ) -> Checked<u64> {
+        let old = self.load(address, bytes, bytes, Strength::Atomic)? as u64;
+        self.store(address, bytes, u128::from(f(old)), Strength::Atomic)?;
+        Ok(old)
     }
 
     /// Notes an access and looks for one of another block that conflicts with it.

@@ -18,8 +18,9 @@
 //! | `alu`, `lanes`, `atomic` | arithmetic of 32 lanes |
 //! | `warp` | registers, divergence and reconvergence |
 //! | `step`, `block` | one instruction; the warps of a block |
-//! | `tensor`, `copy`, `bulk` | matrices, asynchronous copies |
-//! | `global`, `shared` | memory, and what is known of its bytes |
+//! | `tensor`, `wgmma` | products of a warp and of a warpgroup |
+//! | `copy`, `bulk`, `mbarrier` | asynchronous copies, and what counts them |
+//! | `global`, `shared`, `clocks` | memory, what is known of its bytes, and what happened before what |
 //! | `finding`, `report` | what is wrong, what was done |
 //! | `emulator` | the device |
 //!
@@ -29,10 +30,13 @@
 //! the inner index. Lanes of a warp run in lockstep and come together at the lowest instruction; a collective waits for the lanes that
 //! its mask names. Blocks run one after another.
 
+extern crate alloc;
+
 mod alu;
 mod atomic;
 mod block;
 mod bulk;
+mod clocks;
 mod copy;
 mod decode;
 mod emulator;
@@ -40,6 +44,7 @@ mod finding;
 mod global;
 mod lanes;
 mod lexer;
+mod mbarrier;
 mod module;
 mod program;
 mod report;
@@ -48,6 +53,7 @@ mod step;
 mod tensor;
 mod types;
 mod warp;
+mod wgmma;
 
 pub use emulator::{Emulator, Options, WarpOrder};
 pub use finding::{Finding, FindingKind};

@@ -7,6 +7,7 @@ use crate::{
     alu::Conversion,
     lanes::{L, Q},
 };
+use alloc::sync::Arc;
 
 /// A row of the 32-bit file, of the 64-bit file, or a predicate.
 pub(crate) type Row = u32;
@@ -119,10 +120,6 @@ pub(crate) enum Order {
 }
 
 impl Order {
-    pub(crate) fn acquires(self) -> bool {
-        matches!(self, Self::Acquire | Self::AcquireRelease)
-    }
-
     pub(crate) fn releases(self) -> bool {
         matches!(self, Self::Release | Self::AcquireRelease)
     }
@@ -224,21 +221,21 @@ pub(crate) enum Op {
         b: Row,
         c: Row,
     },
-    /// 64 bits by 32, as shifts.
-    QL {
+    /// 64 bits by 32.
+    Shift {
         f: fn(&Q, &L) -> Q,
         d: Row,
         a: Row,
         b: Row,
     },
-    QLL {
+    Extract {
         f: fn(&Q, &L, &L) -> Q,
         d: Row,
         a: Row,
         b: Row,
         c: Row,
     },
-    QQLL {
+    Insert {
         f: fn(&Q, &Q, &L, &L) -> Q,
         d: Row,
         s: [Row; 4],
@@ -469,6 +466,44 @@ pub(crate) enum Op {
         c: Box<[Row]>,
     },
 
+    BarrierInit {
+        at: Address,
+        count: Row,
+    },
+    BarrierEnd {
+        at: Address,
+    },
+    BarrierArrive {
+        at: Address,
+        arrivals: Arrival,
+        count: Option<Row>,
+        bytes: Option<Row>,
+        state: Option<Reg>,
+    },
+    BarrierTest {
+        at: Address,
+        d: Row,
+        phase: Reg,
+        is_parity: bool,
+    },
+    /// Makes writes visible to the copy engine and the tensor cores.
+    FenceProxy,
+    /// Makes barrier objects that were initialised visible to the copy engine.
+    FenceBarriers,
+    CopyBox {
+        to: Address,
+        map: Reg,
+        coordinates: Box<[Row]>,
+        barrier: Address,
+    },
+    GroupFence,
+    GroupIssue(Arc<GroupProduct>),
+    GroupCommit,
+    GroupWait {
+        /// Groups that may stay in flight.
+        keep: u32,
+    },
+
     CopyAsync {
         to: Address,
         from: Address,
@@ -484,6 +519,43 @@ pub(crate) enum Op {
         /// Also copies that no group holds.
         all: bool,
     },
+}
+
+/// What a thread does to a barrier object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    Arrive,
+    /// Arrives, now and in no later phase.
+    Drop,
+    /// Only announces bytes.
+    Expect,
+}
+
+/// The left factor of a warpgroup's product.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum GroupFactor {
+    /// In shared memory: a descriptor, and whether rows lie across the inner index.
+    Shared {
+        row: Row,
+        across: bool,
+    },
+    Registers([Row; 4]),
+}
+
+/// A product of a warpgroup: 64 rows, `n` columns, 16 elements of the inner index.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct GroupProduct {
+    pub(crate) n: u16,
+    pub(crate) element: Element,
+    pub(crate) d: Box<[Row]>,
+    pub(crate) a: GroupFactor,
+    /// The descriptor of the right factor.
+    pub(crate) b: Row,
+    pub(crate) b_across: bool,
+    /// Whether the sums are kept, or start at zero.
+    pub(crate) adds: Pred,
+    pub(crate) scale_a: f32,
+    pub(crate) scale_b: f32,
 }
 
 /// What `bar.red` computes.
@@ -545,7 +617,30 @@ pub(crate) struct Program {
     pub(crate) max_threads: Option<u32>,
 }
 
+/// The largest unit in which accesses to shared memory are remembered.
+const LARGEST_CELL: usize = 16;
+/// The smallest: two bytes, of which the halves are told apart for writes.
+const SMALLEST_CELL: usize = 2;
+
 impl Program {
+    /// The unit in which accesses to shared memory are to be remembered: that of the narrowest access.
+    pub(crate) fn shared_cell(&self) -> usize {
+        let shared = |at: &Address| matches!(at.window, Window::Shared | Window::Generic);
+        self.code
+            .iter()
+            .filter_map(|instruction| match &instruction.op {
+                Op::Load { at, size, to, .. } if shared(at) => Some(usize::from(*size) * to.len()),
+                Op::Store { at, size, from, .. } if shared(at) => {
+                    Some(usize::from(*size) * from.len())
+                }
+                Op::Atomic { at, ty, .. } if shared(at) => Some(ty.size()),
+                Op::CopyAsync { size, .. } => Some(usize::from(*size)),
+                _ => None,
+            })
+            .fold(LARGEST_CELL, usize::min)
+            .max(SMALLEST_CELL)
+    }
+
     /// Where an instruction is, for a reader: PTX line and source lines.
     pub(crate) fn place_of(&self, pc: usize) -> String {
         let Some(instruction) = self.code.get(pc) else {

@@ -1,8 +1,8 @@
 //! What a kernel did, counted.
 
 use crate::{block::Counts, program::Program};
+use alloc::collections::BTreeMap;
 use core::fmt;
-use std::collections::BTreeMap;
 
 /// Counters of one kernel over all its launches.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use crate::{
     program::{
         Address, Atomic, Extend, Op, Order, Pred, Reduce, Reduced, Reg, Row, Shuffle, Vote, Window,
     },
-    shared::conflicts,
+    shared::{Access, conflicts},
     types::Ty,
-    warp::{PendingCopy, Warp},
+    warp::Warp,
 };
 
 /// Generic addresses of shared memory start here.
@@ -101,16 +101,16 @@ impl Block<'_> {
                 let defined = warp.wide_defined(a) & warp.wide_defined(b) & warp.wide_defined(c);
                 warp.set_q(d, &value, m, defined);
             }
-            &Op::QL { f, d, a, b } => {
+            &Op::Shift { f, d, a, b } => {
                 let value = f(warp.q(a), warp.l(b));
                 warp.set_q(d, &value, m, warp.wide_defined(a) & warp.defined(b));
             }
-            &Op::QLL { f, d, a, b, c } => {
+            &Op::Extract { f, d, a, b, c } => {
                 let value = f(warp.q(a), warp.l(b), warp.l(c));
                 let defined = warp.wide_defined(a) & warp.defined(b) & warp.defined(c);
                 warp.set_q(d, &value, m, defined);
             }
-            &Op::QQLL { f, d, s } => {
+            &Op::Insert { f, d, s } => {
                 let value = f(warp.q(s[0]), warp.q(s[1]), warp.l(s[2]), warp.l(s[3]));
                 let defined = warp.wide_defined(s[0])
                     & warp.wide_defined(s[1])
@@ -292,13 +292,23 @@ impl Block<'_> {
                 extend,
                 to,
                 order,
-            } => self.load(warp, m, at, usize::from(*size), *extend, to, *order)?,
+            } => {
+                self.load(warp, m, at, usize::from(*size), *extend, to, *order)?;
+                if *order != Order::Weak {
+                    // It may wait for another warp to change what it reads.
+                    warp.advance();
+                    return Ok(Flow::Yield);
+                }
+            }
             Op::Store {
                 at,
                 size,
                 from,
                 order,
-            } => self.store(warp, m, at, usize::from(*size), from, *order)?,
+            } => {
+                self.store(warp, m, at, usize::from(*size), from, *order)?;
+                self.progress += 1;
+            }
             Op::Atomic {
                 at,
                 kind,
@@ -307,8 +317,14 @@ impl Block<'_> {
                 b,
                 c,
                 order,
-            } => self.atomic(warp, m, at, *kind, *ty, d.as_deref(), b, *c, *order)?,
-            &Op::Fence { wide } => self.fence(wide),
+            } => {
+                if !self.atomic(warp, m, at, *kind, *ty, d.as_deref(), b, *c, *order)? {
+                    // It may wait for another warp to change what it leaves as it is.
+                    warp.advance();
+                    return Ok(Flow::Yield);
+                }
+            }
+            &Op::Fence { wide } => self.fenced |= wide,
             &Op::Branch { target } => {
                 warp.branch(m, target);
                 return Ok(Flow::Run);
@@ -336,7 +352,8 @@ impl Block<'_> {
                 if !gather(warp, mask)? {
                     return Ok(Flow::Run);
                 }
-                self.order_lanes(warp);
+                self.clocks.join_lanes(warp.index as usize, warp.mask);
+                self.progress += 1;
             }
             &Op::Shuffle {
                 kind,
@@ -414,6 +431,64 @@ impl Block<'_> {
                     return Ok(Flow::Run);
                 }
                 crate::tensor::mma(warp, *shape, d, a, b, c)?;
+            }
+            Op::BarrierInit { at, count } => self.barrier_init(warp, m, at, *count)?,
+            Op::BarrierEnd { at } => self.barrier_end(warp, m, at)?,
+            Op::BarrierArrive {
+                at,
+                arrivals,
+                count,
+                bytes,
+                state,
+            } => self.barrier_arrive(warp, m, at, *arrivals, *count, *bytes, *state)?,
+            Op::BarrierTest {
+                at,
+                d,
+                phase,
+                is_parity,
+            } => {
+                let done = self.barrier_test(warp, m, at, *d, *phase, *is_parity)?;
+                warp.advance();
+                return Ok(if done { Flow::Run } else { Flow::Yield });
+            }
+            Op::FenceProxy => {
+                self.clocks.fence(warp.index as usize, m);
+                self.fence_barriers(warp, m);
+            }
+            Op::FenceBarriers => self.fence_barriers(warp, m),
+            Op::CopyBox {
+                to,
+                map,
+                coordinates,
+                barrier,
+            } => self.box_copy(warp, m, to, *map, coordinates, barrier)?,
+            Op::GroupFence => {
+                warp.split(m);
+                if !whole(warp)? {
+                    return Ok(Flow::Run);
+                }
+                self.clocks.join_lanes(warp.index as usize, warp.mask);
+            }
+            Op::GroupIssue(product) => {
+                warp.split(m);
+                if !whole(warp)? {
+                    return Ok(Flow::Run);
+                }
+                self.issue_product(warp, product)?;
+            }
+            Op::GroupCommit => {
+                warp.split(m);
+                if !whole(warp)? {
+                    return Ok(Flow::Run);
+                }
+                self.commit_products(warp);
+            }
+            &Op::GroupWait { keep } => {
+                warp.split(m);
+                if !whole(warp)? {
+                    return Ok(Flow::Run);
+                }
+                return self.wait_products(warp, keep);
             }
             Op::CopyAsync {
                 to,
@@ -601,7 +676,7 @@ impl Block<'_> {
     }
 
     /// Reads a parameter.
-    fn param(&self, address: u64, bytes: usize) -> Checked<u128> {
+    pub(crate) fn param(&self, address: u64, bytes: usize) -> Checked<u128> {
         let at = address as usize;
         let Some(found) = self.params.get(at..at.saturating_add(bytes)) else {
             return Err(Fault::new(
@@ -617,6 +692,7 @@ impl Block<'_> {
         Ok(u128::from_le_bytes(value))
     }
 
+    /// An atomic operation; false if it left everything as it was.
     #[expect(clippy::too_many_arguments, reason = "the parts of one instruction")]
     fn atomic(
         &mut self,
@@ -629,40 +705,40 @@ impl Block<'_> {
         b: &[Reg],
         c: Option<Reg>,
         order: Order,
-    ) -> Checked<()> {
+    ) -> Checked<bool> {
         Self::need_address(warp, at, m)?;
         for reg in b.iter().copied().chain(c) {
             Warp::need(m, warp.reg_defined(reg), "an operand of the operation")?;
         }
         let size = ty.size();
-        self.progress += 1;
+        let mut changed = false;
         for lane in lanes_of(m) {
             let start = Self::address(warp, at, lane);
             for (part, &reg) in b.iter().enumerate() {
                 let (window, address) = resolve(at.window, start + (part * size) as u64);
                 let operand = warp.get(reg, lane);
                 let other = c.map_or(0, |reg| warp.get(reg, lane));
+                let change = |old| {
+                    let new = crate::atomic::apply(kind, ty, old, operand, other);
+                    changed |= new != old;
+                    new
+                };
                 let old = match window {
-                    Window::Shared => self.shared.load(address, size, size),
+                    Window::Shared => {
+                        self.shared
+                            .update(address, size, &access(warp, lane), &self.clocks, change)
+                    }
                     Window::Global | Window::Generic => {
                         if order.releases() || self.fenced {
                             self.publish(address);
                         }
                         self.acquire(address);
-                        self.global.load(address, size, size, Strength::Atomic)
+                        self.global.update(address, size, change)
                     }
                     _ => Err(Fault::new(
                         FindingKind::Wild,
                         "an atomic operation on local memory",
                     )),
-                }
-                .map_err(|fault| fault.by(lane))? as u64;
-                let value = crate::atomic::apply(kind, ty, old, operand, other);
-                match window {
-                    Window::Shared => self.shared.store(address, size, u128::from(value)),
-                    _ => self
-                        .global
-                        .store(address, size, u128::from(value), Strength::Atomic),
                 }
                 .map_err(|fault| fault.by(lane))?;
                 if let Some(&reg) = d.and_then(|d| d.get(part)) {
@@ -670,11 +746,8 @@ impl Block<'_> {
                 }
             }
         }
-        Ok(())
-    }
-
-    fn fence(&mut self, wide: bool) {
-        self.fenced |= wide;
+        self.progress += u64::from(changed);
+        Ok(changed)
     }
 
     /// What this block and those it has seen wrote can be seen through an atomic variable.
@@ -698,45 +771,27 @@ impl Block<'_> {
     /// Reads shared memory as one lane.
     pub(crate) fn shared_read(
         &mut self,
-        _warp: &Warp,
+        warp: &Warp,
         address: u64,
         bytes: usize,
-        _lane: usize,
+        lane: usize,
     ) -> Checked<u128> {
-        self.shared.load(address, bytes, bytes)
+        self.shared
+            .load(address, bytes, &access(warp, lane), &self.clocks)
     }
 
     /// Writes shared memory as one lane.
     pub(crate) fn shared_write(
         &mut self,
-        _warp: &Warp,
+        warp: &Warp,
         address: u64,
         bytes: usize,
         value: u128,
-        _lane: usize,
+        lane: usize,
     ) -> Checked<()> {
-        self.shared.store(address, bytes, value)
-    }
-
-    /// A copy to shared memory begins.
-    pub(crate) fn begin_copy(
-        &mut self,
-        _warp: &Warp,
-        address: u64,
-        bytes: usize,
-        _lane: usize,
-    ) -> Checked<()> {
-        self.shared.begin_copy(address, bytes, bytes)
-    }
-
-    /// A copy comes in.
-    pub(crate) fn end_copy(&mut self, _warp: &Warp, copy: &PendingCopy) {
         self.shared
-            .end_copy(u64::from(copy.to), usize::from(copy.bytes), copy.value);
+            .store(address, bytes, value, &access(warp, lane), &self.clocks)
     }
-
-    /// Orders what the lanes of a warp do to shared memory.
-    fn order_lanes(&mut self, _warp: &Warp) {}
 
     fn barrier(
         &mut self,
@@ -785,7 +840,7 @@ impl Block<'_> {
             Some(row) => uniform(row, "the number of threads")?,
             None => all,
         };
-        if id >= 16 || expected == 0 || expected % 32 != 0 || expected > all {
+        if id >= 16 || expected == 0 || !expected.is_multiple_of(32) || expected > all {
             return Err(Fault::new(
                 FindingKind::Barrier,
                 format!("barrier {id} of {expected} threads, in a block of {all}"),
@@ -807,6 +862,8 @@ impl Block<'_> {
                 format!("warp {} comes to barrier {id} a second time", warp.index),
             ));
         }
+        self.clocks
+            .release(warp.index as usize, m, &mut barrier.published);
         barrier.expected = expected;
         barrier.arrived += 32;
         barrier.came |= 1 << warp.index;
@@ -821,7 +878,7 @@ impl Block<'_> {
         }
         let complete = barrier.arrived >= barrier.expected;
         if complete {
-            let done = std::mem::take(barrier);
+            let done = core::mem::take(barrier);
             self.complete(&done);
         }
         warp.advance();
@@ -835,6 +892,9 @@ impl Block<'_> {
 
     fn complete(&mut self, barrier: &NamedBarrier) {
         self.released |= barrier.waiting;
+        for warp in lanes_of(barrier.waiting) {
+            self.clocks.acquire(warp, &barrier.published);
+        }
         for &(warp, kind, to) in &barrier.results {
             let value = match kind {
                 Reduce::Count => barrier.yes,
@@ -866,7 +926,7 @@ impl crate::block::Local {
                 ),
             ));
         }
-        if address % bytes as u64 != 0 {
+        if !address.is_multiple_of(bytes as u64) {
             return Err(Fault::new(
                 FindingKind::Misaligned,
                 format!("byte {address} of local memory for {bytes} bytes"),
@@ -893,6 +953,15 @@ impl crate::block::Local {
         self.data[at..at + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
         self.written[at..at + bytes].fill(1);
         Ok(())
+    }
+}
+
+/// Who accesses shared memory.
+pub(crate) fn access(warp: &Warp, lane: usize) -> Access {
+    Access {
+        warp: warp.index as usize,
+        lane,
+        pc: warp.pc,
     }
 }
 

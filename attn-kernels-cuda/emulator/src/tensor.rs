@@ -20,7 +20,8 @@ const N: usize = 8;
 /// The longest inner index.
 const K: usize = 16;
 
-fn widen(element: Element, bits: u32) -> f32 {
+/// An element as a number.
+pub(crate) fn widen(element: Element, bits: u32) -> f32 {
     match element {
         Element::F16 => f16_to_f32(bits & 0xffff),
         Element::BF16 => bf16_to_f32(bits & 0xffff),

@@ -2,7 +2,6 @@
 
 /// The type that an instruction or a declaration names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(clippy::upper_case_acronyms, reason = "PTX's own names")]
 pub(crate) enum Ty {
     Pred,
     B8,

@@ -1,6 +1,7 @@
 //! A call of attention: checks, then one of the kernels.
 
 mod decode;
+mod hopper;
 mod mma;
 mod ordinary;
 
@@ -37,6 +38,9 @@ pub(crate) fn attend<T: Element>(
     let params = Attend::forward(&call, &shape, &out, scratch)?;
     if decode::attend(device, T::DTYPE, &shape, &params)? {
         return Ok(());
+    }
+    if let Some(served) = hopper::Served::new(device, T::DTYPE, &params) {
+        return served.attend(device);
     }
     if mma::serves(T::DTYPE, &shape) {
         return mma::attend(device, T::DTYPE, &params);

@@ -11,9 +11,15 @@ use crate::launch::Kernel;
 use crate::params::{Placed, size};
 use attn_core::{Buffer, DType, Element, Projection, ProjectionBackward, RowOrder, ViewMut};
 
-/// Rows of a gradient whose sum is a step of its own, where there are so many that the device would else be idle.
-const SLICE: usize = 256;
-const MAX_SLICES: usize = 64;
+/// Rows whose sum is a step of its own, where there are so many that the device would else be idle: of the gradient of a bias, and of
+/// that of a kernel, whose slices are multiples of a kernel's chunks.
+const BIAS_SLICE: usize = 256;
+const MAX_BIAS_SLICES: usize = 64;
+const KERNEL_SLICE: usize = 1024;
+const CHUNK: usize = 256;
+/// Tiles of the gradient of a kernel with which a device is busy. It does not depend on the device, so that bits do not either.
+const BUSY: usize = 512;
+const MAX_KERNEL_SLICES: usize = 16;
 /// Columns that a block sums.
 const SUM_COLUMNS: u64 = 32;
 
@@ -22,15 +28,26 @@ pub(crate) const fn scratch(_rows: usize, _features: usize, _outputs: usize) -> 
 }
 
 /// The sums of slices of the rows.
-pub(crate) fn backward_scratch(rows: usize, _features: usize, outputs: usize) -> usize {
-    match slices(rows) {
+pub(crate) fn backward_scratch(rows: usize, features: usize, outputs: usize) -> usize {
+    let several = |slices, elements: usize| match slices {
         1 => 0,
-        slices => slices.saturating_mul(outputs),
-    }
+        slices => elements.saturating_mul(slices),
+    };
+    let kernel = several(
+        kernel_slices(rows, features, outputs),
+        features.saturating_mul(outputs),
+    );
+    kernel.max(several(bias_slices(rows), outputs))
 }
 
-fn slices(rows: usize) -> usize {
-    (rows / SLICE).clamp(1, MAX_SLICES)
+fn bias_slices(rows: usize) -> usize {
+    (rows / BIAS_SLICE).clamp(1, MAX_BIAS_SLICES)
+}
+
+fn kernel_slices(rows: usize, features: usize, outputs: usize) -> usize {
+    let tiles = features.div_ceil(64).saturating_mul(outputs.div_ceil(64));
+    let wanted = BUSY / tiles.max(1);
+    wanted.min(rows / KERNEL_SLICE).clamp(1, MAX_KERNEL_SLICES)
 }
 
 pub(crate) fn project<T: Element>(
@@ -54,6 +71,9 @@ pub(crate) fn project<T: Element>(
         n: size("kernel", outputs)?,
         k: size("kernel", features)?,
         accumulate: 0,
+        parts: 0,
+        slice: 0,
+        _pad: 0,
     };
     multiply::<T>(device, Factors::Forward, call.row_order, &product)
 }
@@ -85,6 +105,9 @@ pub(crate) fn project_backward<T: Element>(
         n,
         k,
         accumulate: u32::from(accumulate),
+        parts: 0,
+        slice: 0,
+        _pad: 0,
     };
     // All are checked before any is written.
     let d_input = to("d_input", call.d_input.as_ref(), axes)?;
@@ -96,7 +119,7 @@ pub(crate) fn project_backward<T: Element>(
     }
     if let Some(out) = d_kernel {
         let product = product(input, d_out, out, [features, outputs, rows], false);
-        multiply::<T>(device, Factors::Kernel, RowOrder::Any, &product)?;
+        kernel_gradient::<T>(device, product, scratch.address())?;
     }
     if let Some(d_bias) = call.d_bias {
         let to = Placed::of_mut(&d_bias);
@@ -104,6 +127,35 @@ pub(crate) fn project_backward<T: Element>(
         sum_of_rows::<T>(device, d_out, [rows, outputs], to, scratch.address())?;
     }
     Ok(())
+}
+
+/// `inputᵀ · d_out`. Where that is few tiles over many rows, slices of the rows are summed side by side.
+fn kernel_gradient<T: Element>(
+    device: &CudaDevice,
+    product: Product,
+    scratch: u64,
+) -> Result<(), CudaError> {
+    let [m, n, k] = [product.m, product.n, product.k].map(|size| size as usize);
+    let slices = kernel_slices(k, m, n);
+    if let Some(done) = by_library::<T>(device, Factors::Kernel, &product) {
+        return done;
+    }
+    if slices == 1 || !product.out.is_contiguous(product.m) {
+        return multiply::<T>(device, Factors::Kernel, RowOrder::Fixed, &product);
+    }
+    let slice = k.div_ceil(slices).next_multiple_of(CHUNK) as u32;
+    let parts = Product {
+        parts: scratch,
+        slice,
+        ..product
+    };
+    multiply::<T>(device, Factors::Kernel, RowOrder::Fixed, &parts)?;
+    // The tiles of few columns are few: their number of elements is far below 2^31.
+    let elements = product.m * product.n;
+    let from = Operand::contiguous(scratch, elements);
+    let to = (product.out.address, 1);
+    let params = whole(from, [product.k.div_ceil(slice), elements], to);
+    sum(device, <T::Acc as Element>::DTYPE, T::DTYPE, &params)
 }
 
 /// How the factors of a product are stored.
@@ -139,7 +191,11 @@ struct Tiles {
 impl Tiles {
     fn blocks(&self, product: &Product) -> u64 {
         let rows = u64::from(product.m.div_ceil(self.rows));
-        rows * u64::from(product.n.div_ceil(self.columns))
+        let slices = match product.parts {
+            0 => 1,
+            _ => u64::from(product.k.div_ceil(product.slice)),
+        };
+        rows * u64::from(product.n.div_ceil(self.columns)) * slices
     }
 }
 
@@ -267,7 +323,7 @@ fn sum_of_rows<T: Element>(
     to: (u64, i64),
     scratch: u64,
 ) -> Result<(), CudaError> {
-    let slices = slices(rows as usize) as u32;
+    let slices = bias_slices(rows as usize) as u32;
     if slices == 1 {
         return sum(
             device,

@@ -77,6 +77,12 @@ impl Operand {
         is_even.then_some(apart as u64)
     }
 
+    /// Whether this many rows lie one after the other without gaps.
+    pub(crate) fn is_contiguous(&self, rows: u32) -> bool {
+        let is_next = rows <= 1 || self.strides[0] == i64::from(self.columns);
+        (self.column == 1 || self.columns <= 1) && self.axes <= 1 && self.group == 0 && is_next
+    }
+
     /// Takes the row axes, and joins those that are one step.
     fn merge_rows(
         &mut self,
@@ -136,6 +142,11 @@ pub(crate) struct Product {
     pub(crate) k: u32,
     /// Whether it is added to what is there.
     pub(crate) accumulate: u32,
+    /// Address of the sums over slices of `k`, `[slices, m, n]` of accumulators; 0 if `k` is not cut.
+    pub(crate) parts: u64,
+    /// Of `k`; the last slice may have less.
+    pub(crate) slice: u32,
+    pub(crate) _pad: u32,
 }
 
 /// Sums of the rows of a matrix, by slices of rows.
@@ -175,7 +186,8 @@ pub(crate) struct NormBackward {
     pub(crate) scale: u64,
     pub(crate) scale_stride: i64,
     pub(crate) epsilon: f64,
-    /// Address of each block's share in the gradient of the scale, `f64 [blocks, depth]`; 0 if that is not wanted.
+    /// Address of each block's share in the gradient of the scale, `f64 [blocks, depth]` or, of `f64`, `[blocks, 2, depth]`; 0 if
+    /// that is not wanted.
     pub(crate) d_scale: u64,
     pub(crate) rows: u32,
     pub(crate) depth: u32,

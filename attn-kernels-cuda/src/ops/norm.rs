@@ -90,8 +90,13 @@ pub(crate) fn normalize_backward<T: Element>(
         None => at_once,
     };
     let blocks = rows.div_ceil(rows_of_block);
+    // A share in f64 is two words.
+    let words = match T::DTYPE {
+        DType::F64 => 2 * blocks,
+        DType::F32 | DType::F16 | DType::BF16 => blocks,
+    };
     let shares: Option<DeviceBuffer<f64>> = match call.d_scale {
-        Some(_) => Some(device.buffer(blocks as usize * depth as usize)?),
+        Some(_) => Some(device.buffer(words as usize * depth as usize)?),
         None => None,
     };
     let params = NormBackward {
@@ -120,7 +125,7 @@ pub(crate) fn normalize_backward<T: Element>(
         let from = Operand::contiguous(shares.address(), depth);
         let to = Placed::of_mut(&d_scale);
         let to = (to.address, to.layout.strides()[0] as i64);
-        let params = whole(from, [blocks, depth], to);
+        let params = whole(from, [words, depth], to);
         sum(device, DType::F64, <T::Acc as Element>::DTYPE, &params)?;
     }
     Ok(())

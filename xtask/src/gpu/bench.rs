@@ -18,7 +18,7 @@ const BUDGET_MS: f32 = 600.0;
 pub(crate) fn run(prefixes: &[String], once: bool, json: Option<&Path>) -> Result<()> {
     let context = CudaContext::new(0)?;
     let stream = context.new_stream()?;
-    let device = CudaDevice::on_stream(Arc::clone(&stream))?;
+    let device = CudaDevice::on_stream(Arc::clone(&stream))?.with_split_decode(true);
     println!("{:?}", device.info());
     let wanted = |case: &Case| {
         prefixes.is_empty() || prefixes.iter().any(|prefix| case.name().starts_with(prefix))

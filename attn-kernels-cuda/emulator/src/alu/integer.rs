@@ -351,11 +351,11 @@ fn wide(base: &str, ty: Ty) -> Option<Function> {
         "rem" if signed => q2!(wide_remainder_signed),
         "div" => q2!(|a: u64, b: u64| a.checked_div(b).unwrap_or(u64::MAX)),
         "rem" => q2!(|a: u64, b: u64| a.checked_rem(b).unwrap_or(u64::MAX)),
-        "shl" => Function::QL(|a, b| map2(a, b, |a: u64, b| a.checked_shl(b).unwrap_or(0))),
+        "shl" => Function::Shift(|a, b| map2(a, b, |a: u64, b| a.checked_shl(b).unwrap_or(0))),
         "shr" if signed => {
-            Function::QL(|a, b| map2(a, b, |a: u64, b: u32| ((a as i64) >> b.min(63)) as u64))
+            Function::Shift(|a, b| map2(a, b, |a: u64, b: u32| ((a as i64) >> b.min(63)) as u64))
         }
-        "shr" => Function::QL(|a, b| map2(a, b, |a: u64, b| a.checked_shr(b).unwrap_or(0))),
+        "shr" => Function::Shift(|a, b| map2(a, b, |a: u64, b| a.checked_shr(b).unwrap_or(0))),
         "popc" => Function::Narrow(|a| map1(a, |a: u64| a.count_ones())),
         "clz" => Function::Narrow(|a| map1(a, |a: u64| a.leading_zeros())),
         "bfind" if signed => Function::Narrow(|a| {
@@ -366,13 +366,13 @@ fn wide(base: &str, ty: Ty) -> Option<Function> {
         }),
         "bfind" => Function::Narrow(|a| map1(a, |a: u64| 63u32.wrapping_sub(a.leading_zeros()))),
         "brev" => q1!(|a: u64| a.reverse_bits()),
-        "bfe" if signed => {
-            Function::QLL(|a, b, c| map3(a, b, c, |a, b, c| bit_field_extract(a, b, c, 64, true)))
-        }
-        "bfe" => {
-            Function::QLL(|a, b, c| map3(a, b, c, |a, b, c| bit_field_extract(a, b, c, 64, false)))
-        }
-        "bfi" => Function::QQLL(|a, b, c, d| {
+        "bfe" if signed => Function::Extract(|a, b, c| {
+            map3(a, b, c, |a, b, c| bit_field_extract(a, b, c, 64, true))
+        }),
+        "bfe" => Function::Extract(|a, b, c| {
+            map3(a, b, c, |a, b, c| bit_field_extract(a, b, c, 64, false))
+        }),
+        "bfi" => Function::Insert(|a, b, c, d| {
             map4(a, b, c, d, |a, b, c, d| bit_field_insert(a, b, c, d, 64))
         }),
         _ => return None,

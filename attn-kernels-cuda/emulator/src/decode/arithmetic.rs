@@ -169,20 +169,20 @@ impl<'a> Decoder<'a> {
                 b: self.wide_row(b, ty)?,
                 c: self.wide_row(c, ty)?,
             },
-            (Function::QL(f), [a, b]) => Op::QL {
+            (Function::Shift(f), [a, b]) => Op::Shift {
                 f,
                 d: self.wide_target(d)?,
                 a: self.wide_row(a, ty)?,
                 b: self.row(b, Ty::U32)?,
             },
-            (Function::QLL(f), [a, b, c]) => Op::QLL {
+            (Function::Extract(f), [a, b, c]) => Op::Extract {
                 f,
                 d: self.wide_target(d)?,
                 a: self.wide_row(a, ty)?,
                 b: self.row(b, Ty::U32)?,
                 c: self.row(c, Ty::U32)?,
             },
-            (Function::QQLL(f), [a, b, c, e]) => Op::QQLL {
+            (Function::Insert(f), [a, b, c, e]) => Op::Insert {
                 f,
                 d: self.wide_target(d)?,
                 s: [

@@ -2,9 +2,10 @@
 
 use super::{Decoded, Decoder, Opcode, arithmetic::count, operand::Operand};
 use crate::{
-    program::{Element, MmaShape, Op, Row, Window},
+    program::{Element, GroupFactor, GroupProduct, MmaShape, Op, Row, Window},
     types::Ty,
 };
+use alloc::sync::Arc;
 
 impl<'a> Decoder<'a> {
     /// Decodes an instruction on matrices; false if it is none.
@@ -59,9 +60,74 @@ impl<'a> Decoder<'a> {
                 }
                 self.emit(op);
             }
+            "wgmma" if opcode.has("fence") => self.emit(Op::GroupFence),
+            "wgmma" if opcode.has("commit_group") => self.emit(Op::GroupCommit),
+            "wgmma" if opcode.has("wait_group") => {
+                let [keep] = operands else {
+                    return Err(count());
+                };
+                let keep = Self::immediate(keep)? as u32;
+                self.emit(Op::GroupWait { keep });
+            }
+            "wgmma" if opcode.has("mma_async") => self.group_product(opcode, operands)?,
             _ => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// `wgmma.mma_async … d, a, b, adds, scale-a, scale-b[, trans-a], trans-b`.
+    fn group_product(&mut self, opcode: &Opcode<'a>, operands: &[Operand<'a>]) -> Decoded<()> {
+        let n: u16 = opcode
+            .qualifiers
+            .iter()
+            .find_map(|name| name.strip_prefix("m64n")?.strip_suffix("k16")?.parse().ok())
+            .ok_or("shape")?;
+        let element = match opcode.types().collect::<Vec<_>>()[..] {
+            [Ty::F32, Ty::F16, Ty::F16] => Element::F16,
+            [Ty::F32, Ty::BF16, Ty::BF16] => Element::BF16,
+            _ => return Err("types".to_owned()),
+        };
+        let [d, a, b, adds, scale_a, scale_b, transposed @ ..] = operands else {
+            return Err(count());
+        };
+        let across = |operand: &Operand<'a>| Ok::<_, String>(Self::immediate(operand)? != 0);
+        let (a, b_across) = match (a, transposed) {
+            (Operand::List(list), [trans_b]) => {
+                let rows: Vec<Row> = list
+                    .iter()
+                    .map(|one| self.row(one, Ty::B32))
+                    .collect::<Decoded<_>>()?;
+                let rows = <[Row; 4]>::try_from(rows).map_err(|_| count())?;
+                (GroupFactor::Registers(rows), across(trans_b)?)
+            }
+            (a, [trans_a, trans_b]) => {
+                let row = self.wide_row(a, Ty::B64)?;
+                (
+                    GroupFactor::Shared {
+                        row,
+                        across: across(trans_a)?,
+                    },
+                    across(trans_b)?,
+                )
+            }
+            _ => return Err(count()),
+        };
+        let product = GroupProduct {
+            n,
+            element,
+            d: self.target_rows(d)?,
+            a,
+            b: self.wide_row(b, Ty::B64)?,
+            b_across,
+            adds: self.pred(adds)?,
+            scale_a: Self::immediate(scale_a)? as f32,
+            scale_b: Self::immediate(scale_b)? as f32,
+        };
+        if n == 0 || !n.is_multiple_of(8) || n > 256 || product.d.len() != usize::from(n) / 2 {
+            return Err(count());
+        }
+        self.emit(Op::GroupIssue(Arc::new(product)));
+        Ok(())
     }
 
     pub(super) fn target_rows(&self, operand: &Operand<'a>) -> Decoded<Box<[Row]>> {

@@ -62,6 +62,10 @@ impl<'a> Decoder<'a> {
             "fence" if opcode.has("sc") || opcode.has("acq_rel") => self.emit(Op::Fence {
                 wide: !opcode.has("cta"),
             }),
+            "fence" if opcode.has("mbarrier_init") => self.emit(Op::FenceBarriers),
+            "fence" if opcode.has("async") || opcode.has("async::generic") => {
+                self.emit(Op::FenceProxy);
+            }
             "prefetch" | "prefetchu" | "discard" | "applypriority" => self.emit(Op::Nothing),
             _ => return Ok(false),
         }

@@ -14,8 +14,8 @@ use attn_core::{AttentionShape, DType};
 
 /// Queries that share keys: the rows of one product.
 const ROWS: usize = 16;
-/// Fewer keys are not worth a second kernel.
-const FEWEST_KEYS: usize = 1024;
+/// Fewer keys are one span.
+const FEWEST_KEYS: usize = SPAN;
 /// Keys of a span at least: what spans leave is then little beside what they read.
 const SPAN: usize = 256;
 /// Spans for each multiprocessor: two are there at once, and several rounds of them end almost together.
