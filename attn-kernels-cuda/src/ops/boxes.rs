@@ -22,7 +22,12 @@ pub(crate) struct Read<'a> {
 }
 
 impl<'a> Read<'a> {
-    pub(crate) fn new(array: &'a Array, params: &Attend, [heads, rows]: [u32; 2], depth: u32) -> Option<Self> {
+    pub(crate) fn new(
+        array: &'a Array,
+        params: &Attend,
+        [heads, rows]: [u32; 2],
+        depth: u32,
+    ) -> Option<Self> {
         let dims = [depth, rows, heads, params.batches].map(u64::from);
         let is_served = params.batch.axes <= 1
             && array.column == 1
