@@ -1,7 +1,5 @@
 //! Instructions against the same in Rust.
 
-#![expect(missing_docs, reason = "a test")]
-
 mod support;
 
 use half::{bf16, f16};
