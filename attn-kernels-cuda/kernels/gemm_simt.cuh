@@ -5,8 +5,8 @@
 
 
 // 16 x 16 threads, each with TM x TN sums, whose rows and columns lie so that a warp's reads meet no bank twice.
-template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
-  static constexpr int W = 16 / sizeof(T), TM = sizeof(T) == 4 ? 8 : 4, TN = 4;
+template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int TM> struct Simt {
+  static constexpr int W = 16 / sizeof(T), TN = 4;
   static constexpr int BM = 16 * TM, BN = 16 * TN, BK = 4 * W, STAGES = 3, THREADS = 256;
   // A row of a tile that is read along k ends with 16 bytes of padding.
   static constexpr int A_STRIDE = A_TRANSPOSED ? BM : BK + W, B_STRIDE = B_TRANSPOSED ? BK + W : BN;
