@@ -146,6 +146,7 @@ struct Product;
 #define PLACES_30 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " PLACES_10(1) ", " PLACES_10(2)
 #define PLACES_32 PLACES_30 ", %30, %31"
 #define PLACES_40 PLACES_30 ", " PLACES_10(3)
+#define PLACES_48 PLACES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define PLACES_60 PLACES_40 ", " PLACES_10(4) ", " PLACES_10(5)
 #define PLACES_64 PLACES_60 ", %60, %61, %62, %63"
 #define PLACES_80 PLACES_60 ", " PLACES_10(6) ", " PLACES_10(7)
@@ -158,7 +159,8 @@ struct Product;
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS_32 SUMS_8(0), SUMS_8(8), SUMS_8(16), SUMS_8(24)
 #define SUMS_40 SUMS_32, SUMS_8(32)
-#define SUMS_64 SUMS_40, SUMS_8(40), SUMS_8(48), SUMS_8(56)
+#define SUMS_48 SUMS_40, SUMS_8(40)
+#define SUMS_64 SUMS_48, SUMS_8(48), SUMS_8(56)
 #define SUMS_88 SUMS_64, SUMS_8(64), SUMS_8(72), SUMS_8(80)
 #define SUMS_96 SUMS_88, SUMS_8(88)
 #define SUMS_128 SUMS_96, SUMS_8(96), SUMS_8(104), SUMS_8(112), SUMS_8(120)
@@ -190,6 +192,7 @@ struct Product;
 
 PRODUCTS(64, 32, 32, 33, 34, 35, 36, 37)
 PRODUCTS(80, 40, 40, 41, 42, 43, 44, 45)
+PRODUCTS(96, 48, 48, 49, 50, 51, 52, 53)
 PRODUCTS(128, 64, 64, 65, 66, 67, 68, 69)
 PRODUCTS(176, 88, 88, 89, 90, 91, 92, 93)
 PRODUCTS(192, 96, 96, 97, 98, 99, 100, 101)

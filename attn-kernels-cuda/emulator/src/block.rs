@@ -16,8 +16,10 @@ use std::collections::HashMap;
 
 /// Instructions that a warp runs before another has its turn.
 const SLICE: u32 = 4096;
-/// Turns without anything but spinning after which no thread will ever go on.
-const IDLE_TURNS: u32 = 4096;
+/// Turns without anything but waiting after which no thread will ever go on.
+const IDLE_TURNS: u32 = 1024;
+/// Instructions of the warps of a block after which it will never end.
+const MOST_STEPS: u64 = 1 << 28;
 
 /// What a warp did last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +134,9 @@ impl Block<'_> {
                 if flows[index] == Flow::Yield {
                     flows[index] = Flow::Run;
                 }
+                if flows[index] == Flow::Run {
+                    warp.wake();
+                }
                 let mut left = SLICE;
                 while flows[index] == Flow::Run && left > 0 {
                     left -= 1;
@@ -142,6 +147,13 @@ impl Block<'_> {
                         warp: warp.index,
                         pc: if warp.mask == 0 { pc } else { warp.pc },
                     })?;
+                    if flows[index] == Flow::Yield && warp.rest() {
+                        flows[index] = Flow::Run;
+                    }
+                }
+                if left == 0 {
+                    // It computes, as long as it likes: waiting would have ended its turn.
+                    self.progress += 1;
                 }
                 if self.released != 0 {
                     self.release(warps, &mut flows);
@@ -153,9 +165,9 @@ impl Block<'_> {
             if !ran {
                 return Err(self.stuck(warps, &flows));
             }
-            if self.progress == seen {
+            if self.progress == seen || self.clock > MOST_STEPS {
                 idle += 1;
-                if idle > IDLE_TURNS {
+                if idle > IDLE_TURNS || self.clock > MOST_STEPS {
                     return Err(spinning(warps, &flows));
                 }
             } else {

@@ -380,6 +380,7 @@ fn run_blocks(
         block.number = number;
         block.position.block = place;
         block.fenced = false;
+        block.clock = 0;
         block.global.begin_block(number);
         block.shared.reset(total, cell, warps.len());
         block.clocks.reset(warps.len());

@@ -288,7 +288,7 @@ impl Shared {
                 epoch,
                 pc,
                 bytes: if joins { write.bytes | mask } else { mask },
-                atomic,
+                atomic: atomic && (!joins || write.atomic),
             };
             if usize::from(mask.count_ones() as u16) == self.cell {
                 self.reads[cell * self.slots..(cell + 1) * self.slots].fill(Read::default());

@@ -292,13 +292,23 @@ impl Block<'_> {
                 extend,
                 to,
                 order,
-            } => self.load(warp, m, at, usize::from(*size), *extend, to, *order)?,
+            } => {
+                self.load(warp, m, at, usize::from(*size), *extend, to, *order)?;
+                if *order != Order::Weak {
+                    // It may wait for another warp to change what it reads.
+                    warp.advance();
+                    return Ok(Flow::Yield);
+                }
+            }
             Op::Store {
                 at,
                 size,
                 from,
                 order,
-            } => self.store(warp, m, at, usize::from(*size), from, *order)?,
+            } => {
+                self.store(warp, m, at, usize::from(*size), from, *order)?;
+                self.progress += 1;
+            }
             Op::Atomic {
                 at,
                 kind,
@@ -307,7 +317,13 @@ impl Block<'_> {
                 b,
                 c,
                 order,
-            } => self.atomic(warp, m, at, *kind, *ty, d.as_deref(), b, *c, *order)?,
+            } => {
+                if !self.atomic(warp, m, at, *kind, *ty, d.as_deref(), b, *c, *order)? {
+                    // It may wait for another warp to change what it leaves as it is.
+                    warp.advance();
+                    return Ok(Flow::Yield);
+                }
+            }
             &Op::Fence { wide } => self.fenced |= wide,
             &Op::Branch { target } => {
                 warp.branch(m, target);
@@ -676,6 +692,7 @@ impl Block<'_> {
         Ok(u128::from_le_bytes(value))
     }
 
+    /// An atomic operation; false if it left everything as it was.
     #[expect(clippy::too_many_arguments, reason = "the parts of one instruction")]
     fn atomic(
         &mut self,
@@ -688,20 +705,24 @@ impl Block<'_> {
         b: &[Reg],
         c: Option<Reg>,
         order: Order,
-    ) -> Checked<()> {
+    ) -> Checked<bool> {
         Self::need_address(warp, at, m)?;
         for reg in b.iter().copied().chain(c) {
             Warp::need(m, warp.reg_defined(reg), "an operand of the operation")?;
         }
         let size = ty.size();
-        self.progress += 1;
+        let mut changed = false;
         for lane in lanes_of(m) {
             let start = Self::address(warp, at, lane);
             for (part, &reg) in b.iter().enumerate() {
                 let (window, address) = resolve(at.window, start + (part * size) as u64);
                 let operand = warp.get(reg, lane);
                 let other = c.map_or(0, |reg| warp.get(reg, lane));
-                let change = |old| crate::atomic::apply(kind, ty, old, operand, other);
+                let change = |old| {
+                    let new = crate::atomic::apply(kind, ty, old, operand, other);
+                    changed |= new != old;
+                    new
+                };
                 let old = match window {
                     Window::Shared => {
                         self.shared
@@ -725,7 +746,8 @@ impl Block<'_> {
                 }
             }
         }
-        Ok(())
+        self.progress += u64::from(changed);
+        Ok(changed)
     }
 
     /// What this block and those it has seen wrote can be seen through an atomic variable.

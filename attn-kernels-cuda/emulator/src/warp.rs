@@ -13,6 +13,8 @@ struct Group {
     mask: u32,
     /// Waits for other lanes of the warp.
     parked: bool,
+    /// Lets other lanes of the warp go first in this turn.
+    resting: bool,
 }
 
 /// A copy to shared memory that was not waited for.
@@ -273,6 +275,7 @@ impl Warp {
                 pc: target,
                 mask: taken,
                 parked: false,
+                resting: false,
             });
             self.mask = stay;
             self.pc += 1;
@@ -288,6 +291,7 @@ impl Warp {
                 pc: self.pc + 1,
                 mask: skip,
                 parked: false,
+                resting: false,
             });
             self.mask = mask;
         }
@@ -299,6 +303,7 @@ impl Warp {
             pc: target,
             mask,
             parked: false,
+            resting: false,
         });
         self.mask &= !mask;
         self.choose_again();
@@ -310,6 +315,7 @@ impl Warp {
             pc: self.pc,
             mask,
             parked: false,
+            resting: false,
         });
         self.mask &= !mask;
     }
@@ -339,9 +345,42 @@ impl Warp {
             pc: self.pc,
             mask: self.mask,
             parked: true,
+            resting: false,
         });
         self.mask = 0;
         self.choose()
+    }
+
+    /// The running lanes wait for something: other lanes of the warp may go first. False if there are none that could.
+    pub(crate) fn rest(&mut self) -> bool {
+        if !self
+            .groups
+            .iter()
+            .any(|group| !group.parked && !group.resting && group.pc != self.pc)
+        {
+            return false;
+        }
+        self.groups.push(Group {
+            pc: self.pc,
+            mask: self.mask,
+            parked: false,
+            resting: true,
+        });
+        // One that does not rest was just seen.
+        let _ = self.choose();
+        true
+    }
+
+    /// A new turn: all lanes that do not wait for each other may run.
+    pub(crate) fn wake(&mut self) {
+        if self.groups.iter().any(|group| group.resting) {
+            for group in &mut self.groups {
+                group.resting = false;
+            }
+            if self.mask != 0 {
+                self.choose_again();
+            }
+        }
     }
 
     fn choose_again(&mut self) {
@@ -349,6 +388,7 @@ impl Warp {
             pc: self.pc,
             mask: self.mask,
             parked: false,
+            resting: false,
         });
         // The running group is not parked, so one is found.
         let _ = self.choose();
@@ -356,13 +396,16 @@ impl Warp {
 
     /// Runs the lanes at the lowest instruction of those that do not wait, with all that stand there.
     fn choose(&mut self) -> Checked<()> {
-        let Some(pc) = self
-            .groups
-            .iter()
-            .filter(|group| !group.parked)
-            .map(|group| group.pc)
-            .min()
-        else {
+        let lowest = |groups: &[Group], rested: bool| {
+            groups
+                .iter()
+                .filter(|group| !group.parked && (rested || !group.resting))
+                .map(|group| group.pc)
+                .min()
+        };
+        // Those that rest come again when nobody else can run.
+        let found = lowest(&self.groups, false).or_else(|| lowest(&self.groups, true));
+        let Some(pc) = found else {
             let mut text = String::new();
             for group in &self.groups {
                 text.push_str(&format!(

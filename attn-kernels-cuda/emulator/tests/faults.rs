@@ -59,8 +59,8 @@ fn load_behind_the_end() {
 fn load_before_the_start() {
     planted(
         FindingKind::OutOfBounds,
-        &body("ld.global.u32 %r3, [%rd5+-4];"),
-        "ld.global.u32 %r3, [%rd4];",
+        &body("st.global.u32 [%rd5+-4], %r1;"),
+        "st.global.u32 [%rd5+4], %r1;",
     );
 }
 
@@ -260,8 +260,8 @@ fn accumulator_that_nothing_wrote() {
 
 // ---- races in shared memory ----
 
-const TILE: &str =
-    ".shared .align 16 .b8 tile[1024]; mov.u64 %rd6, tile; add.s64 %rd6, %rd6, %rd3;";
+const TILE: &str = ".shared .align 16 .b8 tile[1024]; mov.u64 %rd6, tile; add.s64 %rd6, %rd6, %rd3;
+    st.shared.u32 [%rd6], 9; bar.sync 0;";
 
 #[track_caller]
 fn planted_in_tile(kind: FindingKind, fault: &str, mended: &str) {
@@ -484,7 +484,7 @@ fn barrier_of_some_warps() {
 fn barriers_of_different_counts() {
     planted(
         FindingKind::Barrier,
-        &body("setp.lt.u32 %p1, %r1, 64; selp.u32 %r3, 64, 128, %p1; bar.sync 1, %r3;"),
+        &body("setp.lt.u32 %p1, %r1, 64; selp.u32 %r3, 96, 128, %p1; bar.sync 1, %r3;"),
         "bar.sync 1, 128;",
     );
 }
@@ -494,8 +494,8 @@ fn arrival_that_nobody_waits_for() {
     planted(
         FindingKind::Divergence,
         &body("setp.lt.u32 %p1, %r1, 32; @!%p1 bra over; bar.arrive 1, 64; over:"),
-        "setp.lt.u32 %p1, %r1, 32; @%p1 bra first; setp.lt.u32 %p1, %r1, 64; @!%p1 bra over; bar.sync 1, 64; bra over;
-         first: bar.arrive 1, 64; over:",
+        "setp.lt.u32 %p1, %r1, 32; @%p1 bra early; setp.lt.u32 %p1, %r1, 64; @!%p1 bra over; bar.sync 1, 64; bra over;
+         early: bar.arrive 1, 64; over:",
     );
 }
 

@@ -16,6 +16,12 @@ const CAPABILITY: (u32, u32) = (9, 0);
 const CHUNK: u64 = 8;
 /// Columns of a panel: rows of 128 bytes in shared memory.
 const PANEL: u32 = 64;
+/// Queries of a warpgroup.
+const GROUP: u32 = 64;
+/// Tiles of keys, and of values, that shared memory holds.
+const STAGES: u32 = 2;
+/// Keys from which on a tile of queries takes long.
+const LONG: u32 = 4096;
 /// Strides from here on cannot be said to the copy engine.
 const FARTHEST: u64 = 1 << 40;
 /// Factors for which products need not become scores before the largest is looked for: neither side of the exponent leaves the
@@ -58,16 +64,26 @@ impl Plan {
     }
 
     const fn queries(self) -> u32 {
-        64 * self.groups
+        GROUP * self.groups
     }
 
     const fn keys(self, causal: bool) -> u32 {
         self.keys[causal as usize]
     }
 
-    /// Bytes: the queries, two stages of keys and of values, ten barriers.
+    /// Bytes: the queries, stages of keys and of values, what the queries are, two barriers for each part.
     const fn shared(self, causal: bool) -> u32 {
-        2 * self.depth * (self.queries() + 4 * self.keys(causal)) + 10 * 8
+        let rows = self.queries() + 2 * STAGES * self.keys(causal);
+        2 * self.depth * rows + 16 * self.groups + 16 * (self.groups + 2 * STAGES)
+    }
+
+    /// Blocks go from tile to tile. Where tiles take long, it is better that each is a block, which the device hands out.
+    fn blocks(self, device: &CudaDevice, params: &Attend) -> u64 {
+        let tiles = self.tiles(params);
+        match params.key_length < LONG {
+            true => tiles.min(u64::from(device.info().multiprocessors).max(1)),
+            false => tiles,
+        }
     }
 
     /// Tiles of queries of all heads.
@@ -126,7 +142,7 @@ impl<'a> Served<'a> {
         };
         let keys = plan.keys(is_causal);
         let maps = [
-            map(&self.query, plan.queries())?,
+            map(&self.query, GROUP)?,
             map(&self.key, keys)?,
             map(&self.value, keys)?,
         ];
@@ -136,7 +152,7 @@ impl<'a> Served<'a> {
             Kernel {
                 module: Module::AttendHopper,
                 name: &name,
-                blocks: plan.tiles(params),
+                blocks: plan.blocks(device, params),
                 threads: 128 * (plan.groups + 1),
                 shared: plan.shared(is_causal),
             },
