@@ -9,7 +9,8 @@ const ALIGN: u64 = 256;
 /// What lies between two allocations and belongs to none.
 const GAP: u64 = 1 << 16;
 
-/// Who touched four bytes during a launch.
+/// Who touched two bytes during a launch: an element of the smallest type that kernels write, so that blocks which share a word but no
+/// element are told apart.
 #[derive(Debug, Clone, Copy, Default)]
 struct Mark {
     launch: u32,
@@ -17,7 +18,7 @@ struct Mark {
     writer: u32,
     /// Block and one; [`MANY`] is more than one.
     reader: u32,
-    /// Which of the four bytes were written and read.
+    /// Which of the bytes were written and read.
     written: u8,
     read: u8,
     /// Whether the write was atomic.
@@ -25,6 +26,8 @@ struct Mark {
 }
 
 const MANY: u32 = u32::MAX;
+/// Bytes of a mark.
+const WORD: usize = 2;
 
 #[derive(Debug)]
 struct Allocation {
@@ -288,13 +291,13 @@ impl Global {
         let (launch, block) = (self.launch, self.block);
         let one = &mut self.allocations[index];
         if one.marks.is_empty() {
-            one.marks = vec![Mark::default(); one.bytes.div_ceil(4)];
+            one.marks = vec![Mark::default(); one.bytes.div_ceil(WORD)];
         }
         let atomic = strength == Strength::Atomic;
         let mut conflict = None;
-        for word in at / 4..(at + bytes).div_ceil(4) {
-            let first = at.max(4 * word) - 4 * word;
-            let last = (at + bytes).min(4 * word + 4) - 4 * word;
+        for word in at / WORD..(at + bytes).div_ceil(WORD) {
+            let first = at.max(WORD * word) - WORD * word;
+            let last = (at + bytes).min(WORD * word + WORD) - WORD * word;
             let mask = ((1u8 << last) - 1) & !((1u8 << first) - 1);
             let mark = &mut one.marks[word];
             if mark.launch != launch {
@@ -348,7 +351,7 @@ impl Global {
                 format!(
                     "{} bytes {}.. of allocation {index}, which block number {who} of this launch {what}",
                     if writes { "writes" } else { "reads" },
-                    4 * word
+                    WORD * word
                 ),
             )),
         }
