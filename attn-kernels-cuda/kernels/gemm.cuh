@@ -5,6 +5,7 @@
 // and however its matrix lies.
 #pragma once
 
+#include "copy.cuh"
 #include "scalar.cuh"
 
 constexpr int CHUNK = 256;
@@ -50,17 +51,12 @@ DEVICE i64 column_at(const Operand& o, u32 column) {
   return i64(column / o.columns) * o.group + i64(column % o.columns) * o.column;
 }
 
-// Copies that land later. `bytes` below SIZE are copied, zeros follow.
-template <int SIZE> DEVICE void copy_async(void* to, const void* from, u32 bytes) {
-  u32 shared = u32(__cvta_generic_to_shared(to));
-  if constexpr (SIZE == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(from), "n"(SIZE), "r"(bytes)
-                 : "memory");
+// An element of 4 or 8 bytes that lands later, or zero.
+template <typename T> DEVICE void copy_element(T* to, const T* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(T)),
+               "r"(there ? u32(sizeof(T)) : 0)
+               : "memory");
 }
-DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LEFT> DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 
 // Brings ROWS x COLUMNS elements from (row, column) on to shared memory, rows STRIDE apart; zeros from (rows, columns) on.
 // THREADS threads do so, of which this is number `thread`; all that is asynchronous belongs to the next commit.
@@ -80,7 +76,7 @@ DEVICE void load_tile(T* to, const Operand& o, u32 row, u32 rows, u32 column, u3
         left = min(columns - (column + c), u32(WIDTH));
         source += row_at(o, row + r) + column_at(o, column + c);
       }
-      copy_async<16>(to + r * STRIDE + c, source, left * sizeof(T));
+      copy_async(shared_address(to + r * STRIDE + c), source, left * sizeof(T));
     }
     return;
   }
@@ -91,7 +87,7 @@ DEVICE void load_tile(T* to, const Operand& o, u32 row, u32 rows, u32 column, u3
     u32 r = element / COLUMNS, c = element % COLUMNS;
     bool there = row + r < rows && column + c < columns;
     const T* source = there ? from + row_at(o, row + r) + column_at(o, column + c) : from;
-    if constexpr (sizeof(T) >= 4) copy_async<sizeof(T)>(to + r * STRIDE + c, source, there ? sizeof(T) : 0);
+    if constexpr (sizeof(T) >= 4) copy_element(to + r * STRIDE + c, source, there);
     else to[r * STRIDE + c] = there ? *source : T{};
   }
 }

@@ -92,7 +92,7 @@ template <typename T> DEVICE void few_mma(const Product& p) {
       load_tile<T, ROWS, MMA_K, A_STRIDE, 32>(slot, p.a, 0, p.m, k, p.k, lane);
       load_tile<T, MMA_K, FEW_COLUMNS, B_STRIDE, 32>(slot + A_SIZE, p.b, k, p.k, n, p.n, lane);
     }
-    commit_copies();
+    copy_commit();
   };
   u32 loaded = 0, step = 0;
   for (u32 round = 0; round < count; round += FEW_WARPS) {
@@ -100,7 +100,7 @@ template <typename T> DEVICE void few_mma(const Product& p) {
     float chunk[FEW_COLUMNS / 8][4] = {};
     while (step < end) {
       for (; loaded < step + MMA_STAGES - 1; loaded++) load(loaded);
-      await_copies<MMA_STAGES - 2>();
+      copy_wait<MMA_STAGES - 2>();
       __syncwarp();
       const T* a = tiles + step % MMA_STAGES * SLOT;
 #pragma unroll
@@ -111,7 +111,7 @@ template <typename T> DEVICE void few_mma(const Product& p) {
         for (int j = 0; j < FEW_COLUMNS / 16; j++) right_part<false, B_STRIDE>(y[j], a + A_SIZE, k, 16 * j);
 #pragma unroll
         for (int j = 0; j < FEW_COLUMNS / 8; j++)
-          multiply(chunk[j], x, y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1], T{});
+          Tensor<T>::type::multiply(chunk[j], x, y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
       }
       // The next copy goes where this tile was.
       __syncwarp();
@@ -129,6 +129,6 @@ template <typename T> DEVICE void few_mma(const Product& p) {
     }
     add_round<ROWS>(total, chunks, min(u32(FEW_WARPS), count - round));
   }
-  await_copies<0>();
+  copy_wait<0>();
   write_totals<ROWS, T>(p, n, total);
 }

@@ -2,48 +2,25 @@
 #pragma once
 
 #include "gemm.cuh"
+#include "mma.cuh"
 
-// Four 8 x 8 matrices from shared memory, one row from the address of each lane.
-DEVICE void load_matrices(u32 (&r)[4], const void* from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(u32(__cvta_generic_to_shared(from)))
-               : "memory");
-}
-DEVICE void load_matrices_transposed(u32 (&r)[4], const void* from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(u32(__cvta_generic_to_shared(from)))
-               : "memory");
-}
-
-// d[16, 8] += a[16, 16] b[16, 8]
-DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, f16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, bf16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+template <typename T> struct Tensor;
+template <> struct Tensor<f16> { typedef F16 type; };
+template <> struct Tensor<bf16> { typedef BF16 type; };
 
 // The fragments of a 16 x 16 part of the left factor, at (m, k) of a tile [m][k] or, transposed, [k][m].
 template <bool TRANSPOSED, int STRIDE, typename T> DEVICE void left_part(u32 (&r)[4], const T* tile, u32 m, u32 k) {
   u32 lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
   if constexpr (TRANSPOSED)
-    load_matrices_transposed(r, tile + (k + matrix / 2 * 8 + row) * STRIDE + m + matrix % 2 * 8);
-  else load_matrices(r, tile + (m + matrix % 2 * 8 + row) * STRIDE + k + matrix / 2 * 8);
+    load_transposed(r, shared_address(tile + (k + matrix / 2 * 8 + row) * STRIDE + m + matrix % 2 * 8));
+  else load_matrices(r, shared_address(tile + (m + matrix % 2 * 8 + row) * STRIDE + k + matrix / 2 * 8));
 }
 
 // Those of a 16 x 16 part of the right factor, at (k, n) of a tile [k][n] or, transposed, [n][k]: two for each 8 columns.
 template <bool TRANSPOSED, int STRIDE, typename T> DEVICE void right_part(u32 (&r)[4], const T* tile, u32 k, u32 n) {
   u32 lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
-  if constexpr (TRANSPOSED) load_matrices(r, tile + (n + matrix / 2 * 8 + row) * STRIDE + k + matrix % 2 * 8);
-  else load_matrices_transposed(r, tile + (k + matrix % 2 * 8 + row) * STRIDE + n + matrix / 2 * 8);
+  if constexpr (TRANSPOSED) load_matrices(r, shared_address(tile + (n + matrix / 2 * 8 + row) * STRIDE + k + matrix % 2 * 8));
+  else load_transposed(r, shared_address(tile + (k + matrix % 2 * 8 + row) * STRIDE + n + matrix / 2 * 8));
 }
 
 constexpr int MMA_K = 32;
@@ -77,12 +54,12 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
     float chunk[M / 16][N / 8][4] = {}, total[M / 16][N / 8][4] = {};
     for (u32 next = 0; next < steps + MMA_STAGES - 1; next++) {
       if (next >= MMA_STAGES - 1) {
-        await_copies<MMA_STAGES - 2>();
+        copy_wait<MMA_STAGES - 2>();
         __syncthreads();
       }
       T* slot = tiles + next % MMA_STAGES * (A_SIZE + B_SIZE);
       if (next < steps) load(slot, slot + A_SIZE, p, work, work.first + next * MMA_K);
-      commit_copies();
+      copy_commit();
       if (next < MMA_STAGES - 1 || !works) continue;
       u32 step = next - (MMA_STAGES - 1);
       const T* a = tiles + step % MMA_STAGES * (A_SIZE + B_SIZE);
@@ -97,7 +74,8 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
 #pragma unroll
         for (int i = 0; i < M / 16; i++)
 #pragma unroll
-          for (int j = 0; j < N / 8; j++) multiply(chunk[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1], T{});
+          for (int j = 0; j < N / 8; j++)
+            Tensor<T>::type::multiply(chunk[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
       }
       if ((step + 1) % (CHUNK / MMA_K) == 0 || step + 1 == steps) {
 #pragma unroll
@@ -112,7 +90,7 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
       }
     }
     // Sums go through shared memory, so that rows are written in pieces of 16 bytes.
-    await_copies<0>();
+    copy_wait<0>();
     __syncthreads();
     float* sums = reinterpret_cast<float*>(shared);
     if (works) {

@@ -60,12 +60,12 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int TM> struct Simt 
     T chunk[TM][TN] = {}, total[TM][TN] = {};
     for (u32 next = 0; next < steps + STAGES - 1; next++) {
       if (next >= STAGES - 1) {
-        await_copies<STAGES - 2>();
+        copy_wait<STAGES - 2>();
         __syncthreads();
       }
       T* slot = shared + next % STAGES * (A_SIZE + B_SIZE);
       if (next < steps) load(slot, slot + A_SIZE, p, work, work.first + next * BK);
-      commit_copies();
+      copy_commit();
       if (next < STAGES - 1) continue;
       u32 step = next - (STAGES - 1);
       if (!works) continue;
@@ -94,7 +94,7 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int TM> struct Simt 
       }
     }
     // Sums go through shared memory, so that rows are written in pieces of 16 bytes.
-    await_copies<0>();
+    copy_wait<0>();
     __syncthreads();
     T* sums = reinterpret_cast<T*>(shared);
     if (works) {
