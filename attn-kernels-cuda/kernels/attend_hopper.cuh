@@ -477,6 +477,9 @@ DEVICE void attend(const TensorMap& query, const TensorMap& key, const TensorMap
   extern __shared__ __align__(1024) u8 memory[];
   auto& shared = *reinterpret_cast<typename P::Shared*>(memory);
   if (threadIdx.x == 0) {
+    prefetch_map(query);
+    prefetch_map(key);
+    prefetch_map(value);
     for (int i = 0; i < P::GROUPS; i++) {
       shared.query_full[i].init(1);
       shared.query_empty[i].init(4);

@@ -37,17 +37,16 @@ fn case(
 }
 
 /// Several tiles of queries and keys, ends within a tile, few and many, heads that share keys, more tiles than blocks.
-fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for offset in [None, Some(0), Some(70)] {
-        cases.push(case([1, 1, 1], [1, 1], [8, 8], offset));
-        cases.push(case([2, 1, 1], [70, 75], [16, 40], offset));
-        cases.push(case([1, 6, 2], [200, 270], [64, 64], offset));
-        cases.push(case([3, 2, 1], [130, 200], [128, 120], offset));
-        cases.push(case([1, 5, 5], [40, 400], [96, 128], offset));
-        cases.push(case([1, 2, 2], [257, 130], [256, 200], offset));
-    }
-    cases
+fn cases() -> [Case; 7] {
+    [
+        case([1, 1, 1], [1, 1], [8, 8], None),
+        case([2, 3, 1], [200, 270], [64, 40], None),
+        case([1, 6, 2], [130, 150], [48, 64], Some(30)),
+        case([1, 5, 5], [40, 400], [96, 128], None),
+        case([3, 2, 1], [130, 200], [128, 120], Some(70)),
+        case([1, 2, 2], [129, 90], [256, 200], None),
+        case([1, 5, 1], [70, 90], [200, 256], Some(0)),
+    ]
 }
 
 /// Numbers that repeat from run to run, about normal.
@@ -181,43 +180,36 @@ impl<T: Element<Acc = f32>> Arrays<T> {
     }
 }
 
-fn check<T: Element<Acc = f32>>(tolerance: f64) -> Result<(), Error> {
-    for (number, case) in cases().into_iter().enumerate() {
-        let order = match number % 3 {
-            0 => WarpOrder::Forward,
-            1 => WarpOrder::Backward,
-            _ => WarpOrder::Seeded(number as u64),
-        };
-        let emulator = Arc::new(Emulator::new(Options {
-            capability: (9, 0),
-            order,
-            ..Options::default()
-        }));
-        let device = Cuda::on(CudaDevice::with_driver(emulator.clone()));
+fn check<T: Element<Acc = f32>>(order: WarpOrder, tolerance: f64) -> Result<(), Error> {
+    let emulator = Arc::new(Emulator::new(Options {
+        capability: (9, 0),
+        order,
+        ..Options::default()
+    }));
+    let device = Cuda::on(CudaDevice::with_driver(emulator.clone()));
+    for case in cases() {
         let arrays = Arrays::<T>::new(case);
         let (out, statistics) = arrays.attend(&device)?;
-        let ran: Vec<String> = emulator.reports().into_keys().collect();
-        assert!(
-            ran.iter().all(|kernel| kernel.starts_with("attend_hopper")),
-            "{case:?}: {ran:?}"
-        );
         for entry in 0..case.batch {
             for head in 0..case.heads {
                 arrays.compare((&out, &statistics), [entry, head], tolerance);
             }
         }
     }
+    for kernel in emulator.reports().into_keys() {
+        assert!(kernel.starts_with("attend_hopper"), "{kernel}");
+    }
     Ok(())
 }
 
 #[test]
 fn bf16_is_near_sums_in_f64() -> Result<(), Error> {
-    check::<bf16>(2e-2)
+    check::<bf16>(WarpOrder::Seeded(5), 2e-2)
 }
 
 #[test]
 fn f16_is_near_sums_in_f64() -> Result<(), Error> {
-    check::<f16>(2.5e-3)
+    check::<f16>(WarpOrder::Backward, 2.5e-3)
 }
 
 #[test]
@@ -227,10 +219,10 @@ fn a_query_gets_the_same_bits_alone_and_among_others() -> Result<(), Error> {
         ..Options::default()
     }));
     let device = Cuda::on(CudaDevice::with_driver(emulator));
-    let whole = Arrays::<f16>::new(case([1, 2, 2], [300, 300], [64, 64], Some(0)));
+    let whole = Arrays::<f16>::new(case([1, 1, 1], [1050, 1050], [64, 64], Some(0)));
     let (together, _) = whole.attend(&device)?;
-    let row = 2 * 64;
-    for (first, count) in [(0, 1), (63, 2), (130, 64), (299, 1)] {
+    let row = 64;
+    for (first, count) in [(0, 1), (63, 2), (130, 64), (1049, 1)] {
         let case = Case {
             queries: count,
             offset: Some(first as isize),
