@@ -293,6 +293,8 @@ DEVICE void by_queries(const TensorMap& query, const TensorMap& key, const Tenso
       if (step > 0) release(before);
       before = at.stage;
     }
+#pragma unroll
+    for (int i = 0; i < P::STEP / 2; i++) weights[i] = exp2_fast(fmaf(weights[i], scale_log2, -m[i / 2 % 2]));
     // Keys beyond the last one, and those that the causal mask hides.
     const bool edge = (step + 1) * P::STEP > reach(row);
     if (edge) {
@@ -301,13 +303,11 @@ DEVICE void by_queries(const TensorMap& query, const TensorMap& key, const Tenso
         const int seen = int(reach(row + lane / 4 + half * 8)) - int(step * P::STEP + lane % 4 * 2);
 #pragma unroll
         for (int i = half * 2; i < P::STEP / 2; i += 4) {
-          if (i / 4 * 8 >= seen) weights[i] = -infinity();
-          if (i / 4 * 8 + 1 >= seen) weights[i + 1] = -infinity();
+          if (i / 4 * 8 >= seen) weights[i] = 0.f;
+          if (i / 4 * 8 + 1 >= seen) weights[i + 1] = 0.f;
         }
       }
     }
-#pragma unroll
-    for (int i = 0; i < P::STEP / 2; i++) weights[i] = exp2_fast(fmaf(weights[i], scale_log2, -m[i / 2 % 2]));
     pin(weights);
     products_wait<0>();
     pin(gradients);
@@ -451,6 +451,14 @@ DEVICE void by_keys(const TensorMap& query, const TensorMap& key, const TensorMa
       if (before != P::STAGES) release(before);
       before = at.stage;
     }
+    const float* m = shared.states[at.stage][0] + lane % 4 * 2;
+    const float* delta = shared.states[at.stage][1] + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < P::STEP / 8; n++) {
+      const float2 pair = *reinterpret_cast<const float2*>(m + n * 8);
+#pragma unroll
+      for (int i = n * 4; i < n * 4 + 4; i++) weights[i] = exp2_fast(fmaf(weights[i], scale_log2, i % 2 ? -pair.y : -pair.x));
+    }
     const bool edge = P::CAUSAL && reach < i64(row) + 16;
     if (edge) {
 #pragma unroll
@@ -459,18 +467,10 @@ DEVICE void by_keys(const TensorMap& query, const TensorMap& key, const TensorMa
         const int from = int(i64(row + lane / 4 + half * 8) + 1 - reach) - int(lane % 4 * 2);
 #pragma unroll
         for (int i = half * 2; i < P::STEP / 2; i += 4) {
-          if (i / 4 * 8 < from) weights[i] = -infinity();
-          if (i / 4 * 8 + 1 < from) weights[i + 1] = -infinity();
+          if (i / 4 * 8 < from) weights[i] = 0.f;
+          if (i / 4 * 8 + 1 < from) weights[i + 1] = 0.f;
         }
       }
-    }
-    const float* m = shared.states[at.stage][0] + lane % 4 * 2;
-    const float* delta = shared.states[at.stage][1] + lane % 4 * 2;
-#pragma unroll
-    for (int n = 0; n < P::STEP / 8; n++) {
-      const float2 pair = *reinterpret_cast<const float2*>(m + n * 8);
-#pragma unroll
-      for (int i = n * 4; i < n * 4 + 4; i++) weights[i] = exp2_fast(fmaf(weights[i], scale_log2, i % 2 ? -pair.y : -pair.x));
     }
     round<P>(weight_pairs, weights);
     products_begin();

@@ -383,6 +383,11 @@ DEVICE void by_queries(const Attend& p) {
         }
       }
     } else {
+#pragma unroll
+      for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) p_s[n][i] = power_of_2(fmaf(p_s[n][i], scale_log2, -m[i / 2]));
+      }
       // Keys beyond the last one, and those that the causal mask hides.
       const bool edge = first_key + STEP > reach_of(p, row);
       if (edge) {
@@ -394,16 +399,10 @@ DEVICE void by_queries(const Attend& p) {
 #pragma unroll
             for (int i = half * 2; i < half * 2 + 2; i++) {
               if (first_key + n * 8 + lane % 4 * 2 + i % 2 < end) continue;
-              p_s[n][i] = Special<float>::neg_infinity();
-              d_p[n][i] = 0.f;
+              p_s[n][i] = d_p[n][i] = 0.f;
             }
           }
         }
-      }
-#pragma unroll
-      for (int n = 0; n < STEP / 8; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) p_s[n][i] = power_of_2(fmaf(p_s[n][i], scale_log2, -m[i / 2]));
       }
       if (alone) {
         float share[2] = {0.f, 0.f};
@@ -485,6 +484,7 @@ DEVICE void by_keys(const Attend& p) {
     const Source<D, TILE, THREADS, FULL> value(rows_of(p.value, p, entry, key_head, p.key_length, p.value_depth));
     key.load(key_tile, first);
     value.load(value_tile, first);
+    copy_commit();
   }
   const u32 first_head = key_head * group;
   const RowState state(p, u64(entry) * p.heads + first_head);
@@ -547,20 +547,6 @@ DEVICE void by_keys(const Attend& p) {
         }
       }
     } else {
-      // Columns beyond the last query have no weight, and rows beyond the last key are not written.
-      const bool edge = p.causal && reach_of(p, first_query) < row + ROWS;
-      if (edge) {
-#pragma unroll
-        for (int n = 0; n < STEP / 8; n++) {
-#pragma unroll
-          for (int i = 0; i < 4; i++) {
-            const u32 query = first_query + n * 8 + lane % 4 * 2 + i % 2;
-            if (row + lane / 4 + i / 2 * 8 < reach_of(p, query)) continue;
-            p_s[n][i] = Special<float>::neg_infinity();
-            d_p[n][i] = 0.f;
-          }
-        }
-      }
 #pragma unroll
       for (int n = 0; n < STEP / 8; n++) {
         const u32 local = n * 8 + lane % 4 * 2;
@@ -572,6 +558,19 @@ DEVICE void by_keys(const Attend& p) {
           d_p[n][i] = p_s[n][i] * (d_p[n][i] - (i % 2 ? delta.y : delta.x));
         }
       }
+      // Columns beyond the last query have no weight, and rows beyond the last key are not written.
+      const bool edge = p.causal && reach_of(p, first_query) < row + ROWS;
+      if (edge) {
+#pragma unroll
+        for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            const u32 query = first_query + n * 8 + lane % 4 * 2 + i % 2;
+            if (row + lane / 4 + i / 2 * 8 < reach_of(p, query)) continue;
+            p_s[n][i] = d_p[n][i] = 0.f;
+          }
+        }
+      }
     }
     u32 left[STEP / 16][4];
     as_left<T>(left, p_s);
@@ -579,6 +578,8 @@ DEVICE void by_keys(const Attend& p) {
     as_left<T>(left, d_p);
     add_products<T, D>(d_key, left, queries + rows_lane);
   }
+  // Where no query sees a key nothing has waited for the keys.
+  copy_wait<0>();
   u16* to = head_of<u16>(p.d_key, p.batch, entry, key_head);
   store_rows<T, D>(to, p.d_key, row, p.key_length, p.depth, d_key, scale);
   to = head_of<u16>(p.d_value, p.batch, entry, key_head);

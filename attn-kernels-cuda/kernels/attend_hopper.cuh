@@ -5,42 +5,43 @@
 
 #include "hopper.cuh"
 
+// A tile of queries of one head: the keys it sees are those of the first `tiles` tiles.
+struct alignas(16) Work {
+  u32 batch, head, first, tiles;
+};
+
 // How a block computes.
 //
-// T: the dtype; DEPTH: of keys and values, padded; GROUPS: warpgroups that compute; KEYS: of a tile; CAUSAL: whether a query
-// sees the keys up to its own position alone; OVERLAP: whether a warpgroup multiplies by the next keys while it still works on
-// the scores of these; TURNS: whether warpgroups take turns at the tensor cores.
-template <Half T_, int DEPTH_, int GROUPS_, int KEYS_, bool CAUSAL_, bool OVERLAP_, bool TURNS_>
+// T: the dtype; DEPTH: of keys and values, padded; GROUPS: warpgroups that compute; KEYS: of a tile; STAGES: tiles of keys, and of
+// values, that shared memory holds; CAUSAL: whether a query sees the keys up to its own position alone.
+template <Half T_, int DEPTH_, int GROUPS_, int KEYS_, int STAGES_, bool CAUSAL_>
 struct Plan {
   static constexpr Half T = T_;
-  static constexpr int DEPTH = DEPTH_, GROUPS = GROUPS_, KEYS = KEYS_;
-  static constexpr bool CAUSAL = CAUSAL_, OVERLAP = OVERLAP_, TURNS = TURNS_;
+  static constexpr int DEPTH = DEPTH_, GROUPS = GROUPS_, KEYS = KEYS_, STAGES = STAGES_;
+  static constexpr bool CAUSAL = CAUSAL_;
   static constexpr int QUERIES = 64 * GROUPS, THREADS = 128 * (GROUPS + 1);
-  static constexpr int PANELS = DEPTH / int(PANEL), STAGES = 2;
+  static constexpr int PANELS = DEPTH / int(PANEL);
   // All registers of a multiprocessor, most of them for the warpgroups that compute.
   static constexpr int COPY_REGISTERS = GROUPS == 2 ? 24 : 32, COMPUTE_REGISTERS = GROUPS == 2 ? 240 : 160;
   // Sums this wide leave no registers for a second set of scores beside them unless they are scaled early.
   static constexpr bool SCALE_EARLY = DEPTH > 128;
 
   // Bytes.
-  static constexpr u32 QUERY_PANEL = QUERIES * ROW_BYTES, KEY_PANEL = KEYS * ROW_BYTES;
+  static constexpr u32 QUERY_PANEL = 64 * ROW_BYTES, KEY_PANEL = KEYS * ROW_BYTES;
   static constexpr u32 QUERY_TILE = PANELS * QUERY_PANEL, KEY_TILE = PANELS * KEY_PANEL;
 
   struct Shared {
-    u8 query[QUERY_TILE];
+    u8 query[GROUPS][QUERY_TILE];
     u8 key[STAGES][KEY_TILE];
     u8 value[STAGES][KEY_TILE];
-    Barrier query_full, query_empty;
+    // What the queries are, for those who wait for them.
+    Work work[GROUPS];
+    Barrier query_full[GROUPS], query_empty[GROUPS];
     Barrier key_full[STAGES], key_empty[STAGES], value_full[STAGES], value_empty[STAGES];
   };
 };
 
 // ---- which queries ----
-
-// A tile of queries of one head: the keys it sees are those of the first `tiles` tiles.
-struct Work {
-  u32 batch, head, first, tiles;
-};
 
 // The first element of a head of an array that has at most one batch axis.
 template <typename T>
@@ -99,23 +100,36 @@ DEVICE void copy_tile(u8* to, const TensorMap& map, Barrier& full, u32 bytes, u3
   for (int i = 0; i < P::PANELS; i++) copy_box(to + i * panel, map, full, i * PANEL, row, head, batch);
 }
 
+// A place in a ring of stages.
+template <class P>
+struct Place {
+  u32 stage = 0, phase = 0;
+
+  DEVICE void step() {
+    stage++;
+    if (stage == P::STAGES) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
 template <class P>
 DEVICE void copy(typename P::Shared& shared, const TensorMap& query, const TensorMap& key, const TensorMap& value,
                  const Attend& p) {
-  // Phases of the rings begin with empty stages: the first waits return at once.
-  u32 keys = 0, values = 0;
+  // Everything begins empty: the first waits return at once.
+  Place<P> keys, values;
   const auto copy_keys = [&](const Work& work, u32 head, u32 tile) {
-    const u32 stage = keys % P::STAGES;
-    shared.key_empty[stage].wait(~(keys / P::STAGES) & 1);
-    copy_tile<P>(shared.key[stage], key, shared.key_full[stage], P::KEY_TILE, P::KEY_PANEL, tile * P::KEYS, head, work.batch);
-    keys++;
+    shared.key_empty[keys.stage].wait(keys.phase ^ 1);
+    copy_tile<P>(shared.key[keys.stage], key, shared.key_full[keys.stage], P::KEY_TILE, P::KEY_PANEL, tile * P::KEYS, head,
+                 work.batch);
+    keys.step();
   };
   const auto copy_values = [&](const Work& work, u32 head, u32 tile) {
-    const u32 stage = values % P::STAGES;
-    shared.value_empty[stage].wait(~(values / P::STAGES) & 1);
-    copy_tile<P>(shared.value[stage], value, shared.value_full[stage], P::KEY_TILE, P::KEY_PANEL, tile * P::KEYS, head,
-                 work.batch);
-    values++;
+    shared.value_empty[values.stage].wait(values.phase ^ 1);
+    copy_tile<P>(shared.value[values.stage], value, shared.value_full[values.stage], P::KEY_TILE, P::KEY_PANEL,
+                 tile * P::KEYS, head, work.batch);
+    values.step();
   };
   const u32 count = works<P>(p);
 #pragma unroll 1
@@ -124,8 +138,13 @@ DEVICE void copy(typename P::Shared& shared, const TensorMap& query, const Tenso
     const u32 head = now.head / (p.heads / p.key_heads);
     u32 tile = now.tiles - 1;
     copy_keys(now, head, tile);
-    shared.query_empty.wait(~round & 1);
-    copy_tile<P>(shared.query, query, shared.query_full, P::QUERY_TILE, P::QUERY_PANEL, now.first, now.head, now.batch);
+#pragma unroll 1
+    for (u32 group = 0; group < P::GROUPS; group++) {
+      shared.query_empty[group].wait(~round & 1);
+      shared.work[group] = now;
+      copy_tile<P>(shared.query[group], query, shared.query_full[group], P::QUERY_TILE, P::QUERY_PANEL, now.first + group * 64,
+                   now.head, now.batch);
+    }
 #pragma unroll 1
     for (; tile > 0; tile--) {
       copy_keys(now, head, tile - 1);
@@ -219,20 +238,6 @@ DEVICE void round_weights(u32 (&weights)[P::KEYS / 4], const float (&scores)[P::
   for (int i = 0; i < P::KEYS / 4; i++) weights[i] = pack<P::T>(scores[2 * i], scores[2 * i + 1]);
 }
 
-// A place in a ring of stages.
-template <class P>
-struct Place {
-  u32 stage = 0, phase = 0;
-
-  DEVICE void step() {
-    stage++;
-    if (stage == P::STAGES) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 template <class P>
 struct Computing {
   typename P::Shared& shared;
@@ -240,6 +245,7 @@ struct Computing {
   const u32 group, warp, lane;
   const float scale;
   Place<P> keys = {}, values = {};
+  u32 queries = 0;
 
   DEVICE Computing(typename P::Shared& shared, const Attend& p, u32 group)
       : shared(shared),
@@ -249,15 +255,29 @@ struct Computing {
         lane(threadIdx.x % 32),
         scale(float(p.scale * 1.4426950408889634)) {}
 
-  DEVICE u64 query() const { return operand(shared_address(shared.query) + group * (64 * ROW_BYTES), 0); }
+  DEVICE u64 query() const { return operand(shared_address(shared.query) + group * P::QUERY_TILE, 0); }
 
   DEVICE u64 key() const { return operand(shared_address(shared.key) + keys.stage * P::KEY_TILE, 0); }
 
   DEVICE u64 value() const { return operand(shared_address(shared.value) + values.stage * P::KEY_TILE, P::KEY_PANEL); }
 
+  DEVICE Work wait_query() {
+    shared.query_full[group].wait(queries);
+    return shared.work[group];
+  }
+
   DEVICE void wait_keys() { shared.key_full[keys.stage].wait(keys.phase); }
 
   DEVICE void wait_values() { shared.value_full[values.stage].wait(values.phase); }
+
+  // After the products of the last tile of keys.
+  DEVICE void release_query(u32 tile) {
+    if (tile == 0) {
+      __syncwarp();
+      if (lane == 0) shared.query_empty[group].arrive();
+      queries ^= 1;
+    }
+  }
 
   DEVICE void release_keys() {
     if (lane == 0) shared.key_empty[keys.stage].arrive();
@@ -269,14 +289,10 @@ struct Computing {
     values.step();
   }
 
-  // Each warpgroup's turn is a named barrier that the one before it arrives at.
-  DEVICE void wait_turn() const {
-    if constexpr (P::TURNS) named_sync(1 + group, 256);
-  }
+  // Each warpgroup's turn at the tensor cores is a named barrier that the one before it arrives at.
+  DEVICE void wait_turn() const { named_sync(1 + group, 256); }
 
-  DEVICE void pass_turn() const {
-    if constexpr (P::TURNS) named_arrive(group + 1 == P::GROUPS ? 1 : 2 + group, 256);
-  }
+  DEVICE void pass_turn() const { named_arrive(group + 1 == P::GROUPS ? 1 : 2 + group, 256); }
 
   DEVICE void hide_unseen(float (&scores)[P::KEYS / 2], u32 tile, u32 first) const {
     int seen[2];
@@ -289,10 +305,8 @@ struct Computing {
     hide(scores, seen);
   }
 
-  // One step, in which the sums for the tile before are under way while this one's scores are worked on. The keys are there.
-  template <bool HIDE>
-  DEVICE void overlapped(Rows<P>& rows, u32 (&weights)[P::KEYS / 4], u32 tile, u32 first) {
-    float scores[P::KEYS / 2];
+  // Starts the products for these keys and then those for the values of the tile before, and waits for the first.
+  DEVICE void multiply(float (&scores)[P::KEYS / 2], Rows<P>& rows, const u32 (&weights)[P::KEYS / 4]) {
     wait_turn();
     products_begin();
     multiply_scores<P>(scores, query(), key());
@@ -301,149 +315,160 @@ struct Computing {
     products_begin();
     multiply_values<P>(rows.sums, weights, value());
     pass_turn();
-    products_wait<1>();
-    pin(scores);
-    release_keys();
-    if constexpr (HIDE) hide_unseen(scores, tile, first);
-    weigh<P>(scores, rows, scale);
-    pin(scores);
-    // A branch, which keeps the assembler from moving the exponentials behind the wait for the sums.
+  }
+
+  // Waits for the sums. The branch before that keeps the assembler from moving the exponentials behind it.
+  DEVICE void finish_sums(Rows<P>& rows, u32 tile) {
     if (tile > 0) wait_keys();
     products_wait<0>();
     pin(rows.sums);
     release_values();
+  }
+
+  // One tile of keys, whose scores are worked on while the sums for the one before are under way. The keys are there.
+  template <bool HIDE>
+  DEVICE void step(Rows<P>& rows, u32 (&weights)[P::KEYS / 4], u32 tile, u32 first) {
+    float scores[P::KEYS / 2];
+    multiply(scores, rows, weights);
+    products_wait<1>();
+    pin(scores);
+    release_keys();
+    release_query(tile);
+    if constexpr (HIDE) hide_unseen(scores, tile, first);
+    weigh<P>(scores, rows, scale);
+    pin(scores);
+    finish_sums(rows, tile);
     round_weights<P>(weights, scores);
     if constexpr (!P::SCALE_EARLY) scale_sums(rows);
   }
 
-  // One step, one product after the other.
-  template <bool HIDE>
-  DEVICE void plain(Rows<P>& rows, u32 tile, u32 first) {
-    float scores[P::KEYS / 2];
-    u32 weights[P::KEYS / 4];
-    wait_keys();
+  // One tile of keys, for a warpgroup whose queries are past the last.
+  DEVICE void stand_by(u32 tile) {
     wait_turn();
-    products_begin();
-    multiply_scores<P>(scores, query(), key());
     pass_turn();
-    products_wait<0>();
+    release_keys();
+    release_query(tile);
+    wait_values();
+    if (tile > 0) wait_keys();
+    release_values();
+  }
+
+  // The first tile of keys of the next queries, while the last sums of these are under way; then these are written.
+  DEVICE Work step_over(Rows<P>& rows, u32 (&weights)[P::KEYS / 4], const Work& now) {
+    float scores[P::KEYS / 2];
+    const Work next = wait_query();
+    wait_keys();
+    multiply(scores, rows, weights);
+    const float largest[2] = {rows.largest[0], rows.largest[1]}, total[2] = {rows.total[0], rows.total[1]};
+    begin(rows);
+    products_wait<1>();
     pin(scores);
     release_keys();
-    if constexpr (HIDE) hide_unseen(scores, tile, first);
+    release_query(next.tiles - 1);
+    hide_unseen(scores, next.tiles - 1, next.first + group * 64);
     weigh<P>(scores, rows, scale);
+    pin(scores);
+    finish_sums(rows, next.tiles - 1);
     round_weights<P>(weights, scores);
-    scale_sums(rows);
+    write(rows.sums, largest, total, now);
+    clear(rows);
+    return next;
+  }
+
+  DEVICE void begin(Rows<P>& rows) const {
+#pragma unroll
+    for (int row = 0; row < 2; row++) {
+      rows.largest[row] = __int_as_float(0xff800000);
+      rows.total[row] = 0.0f;
+    }
+  }
+
+  DEVICE void clear(Rows<P>& rows) const {
+#pragma unroll
+    for (int i = 0; i < P::DEPTH / 2; i++) rows.sums[i] = 0.0f;
+  }
+
+  DEVICE void run() {
+    if (group + 1 == P::GROUPS) named_arrive(1, 256);
+    const u32 count = works<P>(p);
+    Work now = wait_query();
+    Rows<P> rows;
+    u32 weights[P::KEYS / 4];
+    begin(rows);
+    clear(rows);
+    {
+      float scores[P::KEYS / 2];
+      wait_keys();
+      products_begin();
+      multiply_scores<P>(scores, query(), key());
+      products_wait<0>();
+      pin(scores);
+      release_keys();
+      release_query(now.tiles - 1);
+      hide_unseen(scores, now.tiles - 1, now.first + group * 64);
+      weigh<P>(scores, rows, scale);
+      round_weights<P>(weights, scores);
+      if (now.tiles > 1) wait_keys();
+    }
+#pragma unroll 1
+    for (u32 round = 1;; round++) {
+      const u32 first = now.first + group * 64;
+      u32 tile = now.tiles - 1;
+      if (first >= p.query_length) {
+#pragma unroll 1
+        for (; tile > 0; tile--) stand_by(tile - 1);
+      }
+      if constexpr (P::CAUSAL) {
+        // Tiles of which every row sees every key.
+        const u32 whole = u32(min(i64(p.key_length), i64(first) + p.shift + 1) / P::KEYS);
+#pragma unroll 1
+        for (; tile > whole; tile--) step<true>(rows, weights, tile - 1, first);
+      }
+#pragma unroll 1
+      for (; tile > 0; tile--) step<false>(rows, weights, tile - 1, first);
+      if (taken(round) >= count) break;
+      now = step_over(rows, weights, now);
+    }
+    if constexpr (P::SCALE_EARLY) scale_sums(rows);
     wait_values();
     products_begin();
     multiply_values<P>(rows.sums, weights, value());
     products_wait<0>();
     pin(rows.sums);
-    release_values();
+    write(rows.sums, rows.largest, rows.total, now);
+    // The last turn passed is nobody's.
+    if (group == 0) wait_turn();
   }
 
-  DEVICE void run() {
-    if (P::TURNS && group + 1 == P::GROUPS) named_arrive(1, 256);
-    const u32 count = works<P>(p);
-#pragma unroll 1
-    for (u32 round = 0, index; (index = taken(round)) < count; round++) {
-      const Work now = work<P>(p, index);
-      const u32 first = now.first + group * 64;
-      // Tiles of which every row sees every key.
-      u32 whole = p.key_length / P::KEYS;
-      if constexpr (P::CAUSAL) whole = u32(min(i64(whole), (i64(first) + p.shift + 1) / P::KEYS));
-
-      Rows<P> rows;
-#pragma unroll
-      for (int i = 0; i < P::DEPTH / 2; i++) rows.sums[i] = 0.0f;
-#pragma unroll
-      for (int row = 0; row < 2; row++) {
-        rows.largest[row] = __int_as_float(0xff800000);
-        rows.total[row] = 0.0f;
-      }
-      shared.query_full.wait(round & 1);
-      u32 tile = now.tiles - 1;
-      if constexpr (P::OVERLAP) {
-        u32 weights[P::KEYS / 4];
-        {
-          float scores[P::KEYS / 2];
-          wait_keys();
-          products_begin();
-          multiply_scores<P>(scores, query(), key());
-          products_wait<0>();
-          pin(scores);
-          release_keys();
-          hide_unseen(scores, tile, first);
-          weigh<P>(scores, rows, scale);
-          round_weights<P>(weights, scores);
-          if (tile > 0) wait_keys();
-        }
-        if constexpr (P::CAUSAL) {
-#pragma unroll 1
-          for (; tile > whole; tile--) overlapped<true>(rows, weights, tile - 1, first);
-        }
-#pragma unroll 1
-        for (; tile > 0; tile--) overlapped<false>(rows, weights, tile - 1, first);
-        if constexpr (P::SCALE_EARLY) scale_sums(rows);
-        wait_values();
-        products_begin();
-        multiply_values<P>(rows.sums, weights, value());
-        products_wait<0>();
-        pin(rows.sums);
-        release_values();
-      } else {
-        plain<true>(rows, tile, first);
-        if constexpr (P::CAUSAL) {
-#pragma unroll 1
-          for (; tile > whole; tile--) plain<true>(rows, tile - 1, first);
-        }
-#pragma unroll 1
-        for (; tile > 0; tile--) plain<false>(rows, tile - 1, first);
-      }
-      write(rows, now, first);
-    }
-  }
-
-  // Writes outputs through the warpgroup's part of the query tile, which it has read for the last time.
-  DEVICE void write(Rows<P>& rows, const Work& now, u32 first) {
-    // All four warps' products have read the queries.
-    named_sync(1 + P::GROUPS + group, 128);
-    const u32 first_row = first + warp * 16;
-    u8* const staged = shared.query + (group * 64 + warp * 16) * ROW_BYTES;
-    const u32 quad = lane % 4;
+  // Writes outputs and statistics from registers: two threads swap pairs of columns, so that four of them fill 32 bytes of a row.
+  DEVICE void write(const float (&sums)[P::DEPTH / 2], const float (&largest)[2], const float (&totals)[2], const Work& now) const {
+    const u32 quad = lane % 4, is_odd = lane & 1;
 #pragma unroll
     for (int row = 0; row < 2; row++) {
-      float total = rows.total[row];
+      float total = totals[row];
       total += __shfl_xor_sync(~0u, total, 1);
       total += __shfl_xor_sync(~0u, total, 2);
-      const u32 at = lane / 4 + 8 * row;
-      if (p.statistics.address != 0 && quad == 0 && first_row + at < p.query_length) {
-        float* to = matrix_of<float>(p.statistics, now) + i64(first_row + at) * p.statistics.row;
-        to[0] = rows.largest[row] * float(p.scale);
+      const u32 query = now.first + group * 64 + warp * 16 + lane / 4 + 8 * row;
+      const bool is_there = query < p.query_length;
+      if (p.statistics.address != 0 && quad == 0 && is_there) {
+        float* to = matrix_of<float>(p.statistics, now) + i64(query) * p.statistics.row;
+        to[0] = largest[row] * float(p.scale);
         to[p.statistics.column] = total;
       }
       const float inverse = 1.0f / total;
+      u16* const out = matrix_of<u16>(p.out, now) + i64(query) * p.out.row + (is_odd * 8 + quad / 2 * 4);
 #pragma unroll
-      for (int block = 0; block < P::DEPTH / 8; block++) {
-        const u32 pair = pack<P::T>(rows.sums[4 * block + 2 * row] * inverse, rows.sums[4 * block + 2 * row + 1] * inverse);
-        u8* to = staged + block / 8 * P::QUERY_PANEL + at * ROW_BYTES + ((block % 8) ^ (at % 8)) * 16 + quad * 4;
-        *reinterpret_cast<u32*>(to) = pair;
+      for (int block = 0; block < P::DEPTH / 8; block += 2) {
+        const float* x = sums + 4 * block + 2 * row;
+        const u32 even = pack<P::T>(x[0] * inverse, x[1] * inverse), odd = pack<P::T>(x[4] * inverse, x[5] * inverse);
+        const u32 other = __shfl_xor_sync(~0u, is_odd ? even : odd, 1);
+        if (is_there && (block + is_odd) * 8 < p.value_depth) {
+          *reinterpret_cast<uint2*>(out + block * 8) = is_odd ? make_uint2(other, odd) : make_uint2(even, other);
+        }
       }
     }
+    // Products and barriers that follow want the whole warp.
     __syncwarp();
-    u16* const out = matrix_of<u16>(p.out, now);
-    constexpr u32 CHUNKS = P::DEPTH / 8, AT_ONCE = 32 / (CHUNKS < 32 ? CHUNKS : 32);
-#pragma unroll
-    for (u32 i = 0; i < 16; i += AT_ONCE) {
-      const u32 at = i + lane / CHUNKS, chunk = lane % CHUNKS;
-      const u8* from = staged + chunk / 8 * P::QUERY_PANEL + at * ROW_BYTES + ((chunk % 8) ^ (at % 8)) * 16;
-      if (first_row + at < p.query_length && chunk * 8 < p.value_depth) {
-        *reinterpret_cast<uint4*>(out + i64(first_row + at) * p.out.row + chunk * 8) = *reinterpret_cast<const uint4*>(from);
-      }
-    }
-    // What comes next in this place comes by the copy engine.
-    fence_async();
-    __syncwarp();
-    if (lane == 0) shared.query_empty.arrive();
   }
 };
 
@@ -452,8 +477,13 @@ DEVICE void attend(const TensorMap& query, const TensorMap& key, const TensorMap
   extern __shared__ __align__(1024) u8 memory[];
   auto& shared = *reinterpret_cast<typename P::Shared*>(memory);
   if (threadIdx.x == 0) {
-    shared.query_full.init(1);
-    shared.query_empty.init(4 * P::GROUPS);
+    prefetch_map(query);
+    prefetch_map(key);
+    prefetch_map(value);
+    for (int i = 0; i < P::GROUPS; i++) {
+      shared.query_full[i].init(1);
+      shared.query_empty[i].init(4);
+    }
     for (int i = 0; i < P::STAGES; i++) {
       shared.key_full[i].init(1);
       shared.key_empty[i].init(4 * P::GROUPS);

@@ -49,7 +49,7 @@ struct Attention {
   DEVICE Attention(const Attend& p, u32 shared)
       : p(p), exponents(p), lane(threadIdx.x % 32), queries(shared), keys(shared + BM * D * 2), values(keys + BN * D * 2) {}
 
-  // The row and the column of a lane's element `e` of results `i` and `n`.
+  // The query of a half of the lane's elements of result `i`.
   DEVICE u32 row(int i, int half) const { return first + i * 16 + lane / 4 + half * 8; }
 
   // Tiles are aligned to their rows, so the place of a chunk in a row is an exclusive-or away from that of chunk 0.
@@ -100,7 +100,7 @@ struct Attention {
             const u32 k = key + n * 8 + lane % 4 * 2 + e;
             const bool inside = k < p.key_length;
             float& x = s[i][n][half * 2 + e];
-            if (FULL && exponents.scores) x = bias && inside ? __fmaf_rn(x, exponents.scale, bias_row[k * p.bias.column]) : __fmul_rn(x, exponents.scale);
+            if (FULL && exponents.scores) x = exponents.score(x, bias && inside ? bias_row[k * p.bias.column] : 0.f);
             bool seen = k < reach;
             if (mask && seen) seen = (mask_row[k * p.mask.column] != 0) == (p.set_means_keep != 0);
             if (!seen) x = inside ? exponents.hidden : -INFINITE;
@@ -203,8 +203,8 @@ struct Attention {
 #pragma unroll
           for (int e = 0; e < 2; e++) {
             const u32 k = key + n * 8 + lane % 4 * 2 + e;
-            if (k < p.key_length)
-              to[i64(row(i, half)) * p.weights.row + k * p.weights.column] = power_of_2(exponents.of(s[i][n][half * 2 + e], shift)) / l[i][half];
+            const float weight = power_of_2(exponents.of(s[i][n][half * 2 + e], shift)) / l[i][half];
+            if (k < p.key_length) to[i64(row(i, half)) * p.weights.row + k * p.weights.column] = weight;
           }
         }
       }
@@ -233,12 +233,13 @@ struct Attention {
 #pragma unroll
       for (int half = 0; half < 2; half++)
 #pragma unroll
-        for (int n = 0; n < D / 8; n++)
-          store_shared(queries + chunk_at<D>(warp_row + i * 16 + lane / 4 + half * 8, n) + lane % 4 * 4, T::pack(o[i][n][half * 2], o[i][n][half * 2 + 1]));
+        for (int n = 0; n < D / 8; n++) {
+          const u32 at = queries + chunk_at<D>(warp_row + i * 16 + lane / 4 + half * 8, n) + lane % 4 * 4;
+          store_shared(at, T::pack(o[i][n][half * 2], o[i][n][half * 2 + 1]));
+        }
     __syncwarp();
     u16* const to = head_of<u16>(p.out, p.batch, entry, head);
-    const HeadRows rows{to, p.out.row, p.out.column, p.query_length, p.value_depth};
-    const bool chunks = !FULL || rows.in_chunks();
+    const bool chunks = !FULL || HeadRows::of(p.out, p.batch, entry, head, p.query_length, p.value_depth).in_chunks();
 #pragma unroll 4
     for (u32 at = lane; at < 16 * MI * (D / 8); at += 32) {
       const u32 r = at / (D / 8), chunk = at % (D / 8), query = first + r;
@@ -267,9 +268,9 @@ struct Attention {
     const Work work(p, BM);
     take(work);
     const u32 thread = threadIdx.x, block_first = work.tile * BM, key_head = head / (p.heads / p.key_heads);
-    const HeadRows query{head_of<const u16>(p.query, p.batch, entry, head), p.query.row, p.query.column, p.query_length, p.depth};
-    const HeadRows key{head_of<const u16>(p.key, p.batch, entry, key_head), p.key.row, p.key.column, p.key_length, p.depth};
-    const HeadRows value{head_of<const u16>(p.value, p.batch, entry, key_head), p.value.row, p.value.column, p.key_length, p.value_depth};
+    const HeadRows query = HeadRows::of(p.query, p.batch, entry, head, p.query_length, p.depth);
+    const HeadRows key = HeadRows::of(p.key, p.batch, entry, key_head, p.key_length, p.depth);
+    const HeadRows value = HeadRows::of(p.value, p.batch, entry, key_head, p.key_length, p.value_depth);
     const bool key_chunks = !FULL || key.in_chunks(), value_chunks = !FULL || value.in_chunks();
     const Copier<D, BN, THREADS> key_copier(key, thread), value_copier(value, thread);
     auto copy_keys = [&](u32 tile) {
@@ -383,8 +384,10 @@ DEVICE void attend(const Attend& p) {
   Attention<T, D, BN, MI, WARPS, FULL>(p, shared_address(shared)).run();
 }
 
-#define ATTEND(name, T, D, BN, MI, WARPS, BLOCKS, FULL) \
-  extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attend_mma_##name(const __grid_constant__ Attend p) { attend<T, D, BN, MI, WARPS, FULL>(p); }
+#define ATTEND(name, T, D, BN, MI, WARPS, BLOCKS, FULL)                                                                 \
+  extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) attend_mma_##name(const __grid_constant__ Attend p) { \
+    attend<T, D, BN, MI, WARPS, FULL>(p);                                                                               \
+  }
 #define OF_BOTH(depth, BN, MI, WARPS, BLOCKS, FULL, kind) \
   ATTEND(f16_##depth##_##kind, F16, depth, BN, MI, WARPS, BLOCKS, FULL) \
   ATTEND(bf16_##depth##_##kind, BF16, depth, BN, MI, WARPS, BLOCKS, FULL)

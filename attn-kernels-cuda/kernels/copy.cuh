@@ -38,10 +38,15 @@ struct HeadRows {
   i64 row_stride, column_stride;
   u32 rows, columns;
 
+  static DEVICE HeadRows of(const Array& array, const Batch& batch, u32 entry, u32 head, u32 rows, u32 columns) {
+    return {head_of<const u16>(array, batch, entry, head), array.row, array.column, rows, columns};
+  }
+
   // Whether every row is whole chunks at addresses that 16-byte accesses may have, and rows are so near to each other that
   // 32 bits count the bytes from one row of a thread to the next.
   DEVICE bool in_chunks() const {
-    return column_stride == 1 && columns != 0 && u64(row_stride) < 1 << 24 && ((u64(from) | u64(row_stride) * 2 | columns * 2) & 15) == 0;
+    const bool aligned = ((u64(from) | u64(row_stride) * 2 | columns * 2) & 15) == 0;
+    return aligned && column_stride == 1 && columns != 0 && u64(row_stride) < 1 << 24;
   }
 };
 

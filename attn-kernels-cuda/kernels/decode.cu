@@ -30,7 +30,7 @@ struct Query {
 
 // Sums of a span: for each row the columns, the largest number, the sum of weights.
 DEVICE float* partial(const Attend& p, const Groups& groups, u32 splits, u32 group, u32 split, u32 row) {
-  return reinterpret_cast<float*>(p.scratch) + (u64(group) * splits + split) * groups.rows * (p.value_depth + 2) + u64(row) * (p.value_depth + 2);
+  return reinterpret_cast<float*>(p.scratch) + ((u64(group) * splits + split) * groups.rows + row) * (p.value_depth + 2);
 }
 
 template <typename T>
@@ -122,8 +122,10 @@ struct Span {
       if (row >= groups.rows) continue;
       const Query at(p, groups, group, row);
       const u32 reach = reach_of(p, at.query);
-      const u8* const mask_row = mask ? head_of<const u8>(p.mask, p.batch, at.entry, at.head) + i64(at.query) * p.mask.row : nullptr;
-      const float* const bias_row = bias ? head_of<const float>(p.bias, p.batch, at.entry, at.head) + i64(at.query) * p.bias.row : nullptr;
+      const u8* mask_row = nullptr;
+      const float* bias_row = nullptr;
+      if (mask) mask_row = head_of<const u8>(p.mask, p.batch, at.entry, at.head) + i64(at.query) * p.mask.row;
+      if (bias) bias_row = head_of<const float>(p.bias, p.batch, at.entry, at.head) + i64(at.query) * p.bias.row;
 #pragma unroll
       for (u32 n = 0; n < 2; n++) {
 #pragma unroll
@@ -131,7 +133,7 @@ struct Span {
           const u32 key = first + n * 8 + lane % 4 * 2 + e;
           const bool inside = key < end;
           float& x = s[n][half * 2 + e];
-          if (exponents.scores) x = bias && inside ? __fmaf_rn(x, exponents.scale, bias_row[key * p.bias.column]) : __fmul_rn(x, exponents.scale);
+          if (exponents.scores) x = exponents.score(x, bias && inside ? bias_row[key * p.bias.column] : 0.f);
           bool seen = key < reach;
           if (mask && seen && inside) seen = (mask_row[key * p.mask.column] != 0) == (p.set_means_keep != 0);
           if (!inside) x = -INFINITE;
@@ -170,7 +172,9 @@ struct Span {
   }
 
   DEVICE void values_by(const float (&s)[2][4], Output& o, u32 values) const {
-    const u32 weights[4] = {T::pack(s[0][0], s[0][1]), T::pack(s[0][2], s[0][3]), T::pack(s[1][0], s[1][1]), T::pack(s[1][2], s[1][3])};
+    u32 weights[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) weights[i] = T::pack(s[i / 2][i % 2 * 2], s[i / 2][i % 2 * 2 + 1]);
     const u32 v_at = values + chunk_at<D>(lane % 16, lane / 16);
 #pragma unroll
     for (int n = 0; n < D / 8; n += 2) {
@@ -230,8 +234,8 @@ struct Span {
 
   DEVICE void run(u8* shared) const {
     const u32 entry = group / p.key_heads, head = group % p.key_heads;
-    const HeadRows key{head_of<const u16>(p.key, p.batch, entry, head), p.key.row, p.key.column, end, p.depth};
-    const HeadRows value{head_of<const u16>(p.value, p.batch, entry, head), p.value.row, p.value.column, end, p.value_depth};
+    const HeadRows key = HeadRows::of(p.key, p.batch, entry, head, end, p.depth);
+    const HeadRows value = HeadRows::of(p.value, p.batch, entry, head, end, p.value_depth);
     const Copier<D, SLAB, 32> key_copier(key, lane), value_copier(value, lane);
     const u32 stages = shared_address(shared) + warp * (STAGES * 2 * TILE);
     const u32 mine = begin + warp * SLAB;

@@ -14,7 +14,7 @@ constexpr float LOWEST = -3.4028234663852886e38f;
 constexpr float HIDDEN_PRODUCT = -1.329227995784916e36f;
 #define INFINITE __int_as_float(0x7f800000)
 
-// What the largest number of a row amounts to: see Exponents::of.
+// What is taken from the numbers of a row: from scores the largest one, from exponents that of the largest product.
 struct Shift {
   float first, second;
 };
@@ -34,6 +34,9 @@ struct Exponents {
     if (scores) factor = LOG2_E;
     hidden = p.zero_if_blind ? -INFINITE : scores ? LOWEST : HIDDEN_PRODUCT;
   }
+
+  // The score that a product and a bias make, where scores are needed.
+  DEVICE float score(float product, float bias) const { return __fmaf_rn(product, scale, bias); }
 
   DEVICE Shift shift(float largest) const {
     const float safe = largest == -INFINITE ? 0.f : largest;

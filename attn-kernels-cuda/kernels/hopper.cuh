@@ -52,11 +52,6 @@ DEVICE void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Orders this thread's accesses to shared memory before those of the copy engine and the tensor cores.
-DEVICE void fence_async() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
 // Named barriers of a block; barrier 0 is that of __syncthreads.
 DEVICE void named_sync(u32 id, u32 threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -77,6 +72,7 @@ DEVICE void copy_box(void* to, const TensorMap& map, Barrier& barrier, u32 c0, u
       : "memory");
 }
 
+// Begins to fetch a map that copies will need.
 DEVICE void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
@@ -150,7 +146,6 @@ struct Product;
 #define PLACES_64 PLACES_60 ", %60, %61, %62, %63"
 #define PLACES_80 PLACES_60 ", " PLACES_10(6) ", " PLACES_10(7)
 #define PLACES_88 PLACES_80 ", %80, %81, %82, %83, %84, %85, %86, %87"
-#define PLACES_96 PLACES_80 ", " PLACES_10(8) ", %90, %91, %92, %93, %94, %95"
 #define PLACES_120 PLACES_80 ", " PLACES_10(8) ", " PLACES_10(9) ", " PLACES_10(10) ", " PLACES_10(11)
 #define PLACES_128 PLACES_120 ", %120, %121, %122, %123, %124, %125, %126, %127"
 
@@ -160,8 +155,7 @@ struct Product;
 #define SUMS_40 SUMS_32, SUMS_8(32)
 #define SUMS_64 SUMS_40, SUMS_8(40), SUMS_8(48), SUMS_8(56)
 #define SUMS_88 SUMS_64, SUMS_8(64), SUMS_8(72), SUMS_8(80)
-#define SUMS_96 SUMS_88, SUMS_8(88)
-#define SUMS_128 SUMS_96, SUMS_8(96), SUMS_8(104), SUMS_8(112), SUMS_8(120)
+#define SUMS_128 SUMS_88, SUMS_8(88), SUMS_8(96), SUMS_8(104), SUMS_8(112), SUMS_8(120)
 
 // P0 to P5 are the places after those of the sums.
 #define PRODUCT(T, N, HALF_N, P0, P1, P2, P3, P4, P5)                                                                    \
@@ -192,7 +186,6 @@ PRODUCTS(64, 32, 32, 33, 34, 35, 36, 37)
 PRODUCTS(80, 40, 40, 41, 42, 43, 44, 45)
 PRODUCTS(128, 64, 64, 65, 66, 67, 68, 69)
 PRODUCTS(176, 88, 88, 89, 90, 91, 92, 93)
-PRODUCTS(192, 96, 96, 97, 98, 99, 100, 101)
 PRODUCTS(256, 128, 128, 129, 130, 131, 132, 133)
 
 // ---- arithmetic ----

@@ -9,6 +9,7 @@
 //! | `nvidia` | NVIDIA's driver, through `cudarc` |
 //! | `nvrtc` | NVIDIA's run-time compiler |
 //! | `images` | the code that comes with the crate |
+//! | `sources` | the kernels' sources, compiled where no code in the crate runs |
 //! | `params` | what kernels take |
 //! | `launch` | allocations and launches |
 //! | `options` | what a device may trade |
@@ -29,6 +30,8 @@ pub mod nvrtc;
 mod ops;
 mod options;
 mod params;
+#[cfg(feature = "driver")]
+mod sources;
 
 #[cfg(feature = "driver")]
 pub use cudarc;

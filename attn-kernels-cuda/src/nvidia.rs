@@ -204,11 +204,16 @@ impl Nvidia {
         if launch.shared > 0 {
             // What a kernel has of its own counts too, so even less than the usual 48 KiB may need asking.
             self.run("asking for shared memory", |_| {
-                let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let attribute =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // SAFETY: the function was found above.
                 #[expect(unsafe_code, reason = "a function of C")]
                 unsafe {
-                    result::function::set_function_attribute(handle, attribute, launch.shared as i32)
+                    result::function::set_function_attribute(
+                        handle,
+                        attribute,
+                        launch.shared as i32,
+                    )
                 }
             })?;
         }

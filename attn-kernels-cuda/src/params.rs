@@ -43,7 +43,7 @@ impl Array {
         let whole = |elements: i64| elements.wrapping_mul(size_of::<T>() as i64) % BYTES == 0;
         let strides = self.batch.iter().chain([&self.head, &self.row]);
         self.column == 1
-            && self.address % BYTES as u64 == 0
+            && self.address.is_multiple_of(BYTES as u64)
             && whole(depth as i64)
             && strides.into_iter().all(|&stride| whole(stride))
     }

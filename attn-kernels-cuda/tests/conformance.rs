@@ -1,9 +1,30 @@
-//! The conformance suite on a device.
+//! The conformance suite: on device 0 if there is one, else on the emulator, which runs the same PTX. `ATTN_CUDA` chooses: `device` or
+//! `emulator`.
 
-use attn_kernels_cuda::{Cuda, CudaError};
+use attn_cuda_emulator::{Emulator, Options};
+use attn_kernels_cuda::{Cuda, CudaDevice, CudaError};
+use std::sync::{Arc, OnceLock};
 
+/// The backend that all tests share: its modules are loaded once.
 fn backend() -> Result<Cuda, CudaError> {
-    Cuda::new(0)
+    static SHARED: OnceLock<Result<Cuda, CudaError>> = OnceLock::new();
+    SHARED.get_or_init(open).clone()
+}
+
+fn open() -> Result<Cuda, CudaError> {
+    match std::env::var("ATTN_CUDA").as_deref() {
+        Ok("device") => Cuda::new(0),
+        Ok("emulator") => Ok(emulated()),
+        _ => Cuda::new(0).or_else(|_| Ok(emulated())),
+    }
+}
+
+/// A finding is a panic, so that a failed test shows all of it.
+fn emulated() -> Cuda {
+    Cuda::on(CudaDevice::with_driver(Arc::new(Emulator::new(Options {
+        panic_on_finding: true,
+        ..Options::default()
+    }))))
 }
 
 attn_core::conformance_tests!(cuda, backend());

@@ -64,7 +64,10 @@ mod tests {
     #[test]
     fn few_rows_have_few_threads() {
         let threads = |rows, others| Blocks::of(rows, others).threads;
-        assert_eq!([threads(1, 9), threads(9, 9), threads(17, 9)], [32, 64, 128]);
+        assert_eq!(
+            [threads(1, 9), threads(9, 9), threads(17, 9)],
+            [32, 64, 128]
+        );
         assert_eq!([threads(33, 9), threads(1, 4096)], [256, 256]);
         assert_eq!(Blocks::of(0, 9).count, 0);
         assert_eq!(Blocks::of(65, 9).count, 2);
