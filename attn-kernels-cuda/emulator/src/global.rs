@@ -127,13 +127,16 @@ impl Global {
 
     /// Gives memory back; false if `address` starts no living allocation.
     pub(crate) fn free(&mut self, address: u64) -> bool {
-        let Some(found) = self
+        let Ok(index) = self
             .allocations
-            .iter_mut()
-            .find(|one| one.base == address && !one.freed)
+            .binary_search_by_key(&address, |one| one.base)
         else {
             return false;
         };
+        let found = &mut self.allocations[index];
+        if found.freed || found.of_module {
+            return false;
+        }
         found.freed = true;
         found.data = Vec::new();
         found.written = Vec::new();
