@@ -26,19 +26,18 @@ constexpr float LOG2_E = 1.4426950408889634f;
 // What the kernel by queries leaves for the one by keys, for each row of each matrix, rows padded to whole tiles. A row beyond
 // the last has m = inf, and so no weight.
 struct RowState {
-  float* m;      // plain: m log2(e) + log2(l)
-  float* delta;
-  float* log_l;  // full: log2(l)
-  u32* low;      // full: for every sixteen rows, whether one has no score above the lowest number, so that hidden keys count
+  enum { M, DELTA, LOG_L };  // plain: M is m log2(e) + log2(l), and there is no LOG_L
+  float* first;              // of the matrix
+  u32* low;                  // full: for every sixteen rows, whether one has no score above the lowest number: hidden keys count
+
+  static DEVICE u32 rows(const Attend& p) { return round_up(p.query_length, LARGEST); }
 
   DEVICE RowState(const Attend& p, u64 matrix) {
-    const u64 rows = round_up(p.query_length, LARGEST), all = rows * p.batches * p.heads;
-    float* scratch = reinterpret_cast<float*>(p.scratch);
-    m = scratch + matrix * rows;
-    delta = m + all;
-    log_l = delta + all;
-    low = reinterpret_cast<u32*>(scratch + 3 * all) + matrix * (rows / ROWS);
+    first = reinterpret_cast<float*>(p.scratch) + matrix * rows(p);
+    low = reinterpret_cast<u32*>(of(p, LOG_L + 1) - matrix * rows(p)) + matrix * (rows(p) / ROWS);
   }
+
+  DEVICE float* of(const Attend& p, u32 state) const { return first + u64(state) * rows(p) * p.batches * p.heads; }
 };
 
 DEVICE HeadRows rows_of(const Array& array, const Attend& p, u32 entry, u32 head, u32 rows, u32 columns) {
@@ -327,9 +326,9 @@ DEVICE void by_queries(const Attend& p) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const u32 at = row + lane / 4 + half * 8;
-      state.m[at] = m[half];
-      state.delta[at] = delta[half];
-      if (FULL) state.log_l[at] = log_l[half];
+      state.of(p, RowState::M)[at] = m[half];
+      state.of(p, RowState::DELTA)[at] = delta[half];
+      if (FULL) state.of(p, RowState::LOG_L)[at] = log_l[half];
     }
   };
   if (!alone) {
@@ -431,31 +430,31 @@ DEVICE void by_queries(const Attend& p) {
 // The query heads and tiles of queries that a block of the kernel by keys goes over, in their order.
 template <u32 STEP, bool FULL>
 struct Walk {
-  u32 head, tile;  // of the group, of the head
+  u32 head, tile;  // of all heads, of the head
+  u32 seen_from;   // the first tile that sees one of the keys
   bool every;      // whether hidden keys count
-  u32 heads, tiles, seen_from;
-  bool drops_all;
 
-  DEVICE Walk(const Attend& p, u32 first_key)
-      : head(0), every(false), heads(p.heads / p.key_heads), tiles(blocks_of(p.query_length, STEP)),
-        seen_from(first_query_of(p, first_key) / STEP), drops_all(FULL && ::drops_all(p)) {
-    if (first_query_of(p, first_key) >= p.query_length) seen_from = tiles;
+  static DEVICE u32 tiles(const Attend& p) { return blocks_of(p.query_length, STEP); }
+
+  DEVICE Walk(const Attend& p, u32 first_head, u32 first_key) : head(first_head), every(false) {
+    const u32 first = first_query_of(p, first_key);
+    seen_from = first < p.query_length ? first / STEP : tiles(p);
     tile = FULL ? 0 : seen_from;
   }
 
-  // Goes on to the next tile that counts, from this one on; whether there is one. `low` are the marks of the group's first head,
-  // and `apart` how far those of the next one are.
-  DEVICE bool seek(const u32* low, u32 apart) {
-    while (head < heads) {
-      if (tile >= tiles) {
+  // Goes on to the next tile that counts, from this one on; whether there is one before head `end`. `low` are the marks of
+  // the entry's first head.
+  DEVICE bool seek(const Attend& p, u32 end, const u32* low) {
+    while (head < end) {
+      if (tile >= tiles(p)) {
         head++;
         tile = FULL ? 0 : seen_from;
-        if (!FULL && seen_from >= tiles) return false;
+        if (!FULL && seen_from >= tiles(p)) return false;
         continue;
       }
       if (!FULL) return true;
-      const u32* marks = low + head * apart + tile * (STEP / ROWS);
-      every = drops_all;
+      const u32* marks = low + head * (RowState::rows(p) / ROWS) + tile * (STEP / ROWS);
+      every = drops_all(p);
 #pragma unroll
       for (u32 i = 0; i < STEP / ROWS; i++) every = every || marks[i] != 0;
       if (every || tile >= seen_from) return true;
@@ -465,8 +464,8 @@ struct Walk {
   }
 };
 
-// WARPS warps have sixteen keys each, a step has STEP queries.
-template <class T, int D, int WARPS, u32 STEP, bool FULL>
+// WARPS warps have sixteen keys each, a step has STEP queries, PART of them at a time in registers.
+template <class T, int D, int WARPS, u32 STEP, u32 PART, bool FULL>
 DEVICE void by_keys(const Attend& p) {
   constexpr u32 TILE = WARPS * ROWS, THREADS = WARPS * 32, TILE_BYTES = TILE * D * 2, STEP_BYTES = STEP * D * 2;
   constexpr u32 STATES = FULL ? 3 : 2;
@@ -486,27 +485,26 @@ DEVICE void by_keys(const Attend& p) {
     value.load(value_tile, first);
     copy_commit();
   }
-  const u32 first_head = key_head * group;
-  const RowState state(p, u64(entry) * p.heads + first_head);
-  const u32 padded = round_up(p.query_length, LARGEST);
-  const HeadRows queries_of_group = rows_of(p.query, p, entry, first_head, p.query_length, p.depth);
-  const HeadRows gradients_of_group = rows_of(p.d_out, p, entry, first_head, p.query_length, p.value_depth);
+  const u32 end_head = (key_head + 1) * group;
+  const RowState state(p, u64(entry) * p.heads);
+  const HeadRows queries_of_entry = rows_of(p.query, p, entry, 0, p.query_length, p.depth);
+  const HeadRows gradients_of_entry = rows_of(p.d_out, p, entry, 0, p.query_length, p.value_depth);
   const auto load = [&](const Walk<STEP, FULL>& at, u32 stage) {
-    HeadRows query = queries_of_group, d_out = gradients_of_group;
+    HeadRows query = queries_of_entry, d_out = gradients_of_entry;
     query.from += at.head * p.query.head;
     d_out.from += at.head * p.d_out.head;
     Source<D, STEP, THREADS, FULL>(query).load(query_tiles + stage * STEP_BYTES, at.tile * STEP);
     Source<D, STEP, THREADS, FULL>(d_out).load(gradient_tiles + stage * STEP_BYTES, at.tile * STEP);
     const u32 part = threadIdx.x / (STEP / 4), four = threadIdx.x % (STEP / 4) * 4;
     if (part < STATES) {
-      const float* from = part == 0 ? state.m : part == 1 ? state.delta : state.log_l;
-      copy_async(shared_address(&states[stage][part][four]), from + u64(at.head) * padded + at.tile * STEP + four, 16);
+      const float* from = state.of(p, part) + u64(at.head) * RowState::rows(p) + at.tile * STEP + four;
+      copy_async(shared_address(&states[stage][part][four]), from, 16);
     }
     copy_commit();
   };
 
-  Walk<STEP, FULL> walk(p, first);
-  bool more = walk.seek(state.low, padded / ROWS);
+  Walk<STEP, FULL> walk(p, key_head * group, first);
+  bool more = walk.seek(p, end_head, state.low);
   if (more) load(walk, 0);
   const u32 rows_lane = lane_of_rows<D>(), columns_lane = lane_of_columns<D>();
   const u32 key_lane = key_tile + warp * ROWS * D * 2 + rows_lane, value_lane = value_tile + warp * ROWS * D * 2 + rows_lane;
@@ -520,63 +518,74 @@ DEVICE void by_keys(const Attend& p) {
     const u32 head = walk.head, first_query = walk.tile * STEP;
     const bool every = walk.every;
     walk.tile++;
-    more = walk.seek(state.low, padded / ROWS);
+    more = walk.seek(p, end_head, state.low);
     if (more) load(walk, stage ^ 1);
     // Whether one of the warp's keys is seen at all.
     const bool hidden = reach_of(p, first_query + STEP - 1) <= row;
     if (row >= p.key_length || (hidden && !every)) continue;
     const u32 queries = query_tiles + stage * STEP_BYTES, gradients = gradient_tiles + stage * STEP_BYTES;
-    const Extras extras(p, entry, first_head + head);
-    Marks marks;
-    if (FULL) marks = extras.template marks<true, STEP>(p, row, first_query);
-    float p_s[STEP / 8][4], d_p[STEP / 8][4];
-    products<T, D>(p_s, key_lane, queries + columns_lane);
-    products<T, D>(d_p, value_lane, gradients + columns_lane);
-    if constexpr (FULL) {
+#pragma unroll 1
+    for (u32 part = 0; part < STEP; part += PART) {
+      const u32 part_query = first_query + part, part_queries = queries + part * D * 2, part_gradients = gradients + part * D * 2;
+      float weights[PART / 8][4], scores[PART / 8][4];  // the latter's gradients
+      u32 left[PART / 16][4];
+      if constexpr (FULL) {
+        const Extras extras(p, entry, head);
+        const Marks marks = extras.template marks<true, PART>(p, row, part_query);
+        products<T, D>(weights, key_lane, part_queries + columns_lane);
+        products<T, D>(scores, value_lane, part_gradients + columns_lane);
 #pragma unroll
-      for (int n = 0; n < STEP / 8; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          const u32 bit = n * 4 + i, local = n * 8 + lane % 4 * 2 + i % 2;
-          const bool seen = marks.seen >> bit & 1;
-          const float m = states[stage][0][local], delta = states[stage][1][local], log_l = states[stage][STATES - 1][local];
-          const float weight = extras.weight(p, p_s[n][i], first_query + local, row + lane / 4 + i / 2 * 8, seen, m, log_l);
-          const float factor = extras.factor(marks.kept >> bit & 1);
-          d_p[n][i] = seen ? weight * (d_p[n][i] * factor - delta) : 0.f;
-          p_s[n][i] = weight * factor;
-        }
-      }
-    } else {
-#pragma unroll
-      for (int n = 0; n < STEP / 8; n++) {
-        const u32 local = n * 8 + lane % 4 * 2;
-        const float2 m = *reinterpret_cast<const float2*>(&states[stage][0][local]);
-        const float2 delta = *reinterpret_cast<const float2*>(&states[stage][1][local]);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          p_s[n][i] = power_of_2(fmaf(p_s[n][i], scale_log2, i % 2 ? -m.y : -m.x));
-          d_p[n][i] = p_s[n][i] * (d_p[n][i] - (i % 2 ? delta.y : delta.x));
-        }
-      }
-      // Columns beyond the last query have no weight, and rows beyond the last key are not written.
-      const bool edge = p.causal && reach_of(p, first_query) < row + ROWS;
-      if (edge) {
-#pragma unroll
-        for (int n = 0; n < STEP / 8; n++) {
+        for (int n = 0; n < PART / 8; n++) {
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            const u32 query = first_query + n * 8 + lane % 4 * 2 + i % 2;
-            if (row + lane / 4 + i / 2 * 8 < reach_of(p, query)) continue;
-            p_s[n][i] = d_p[n][i] = 0.f;
+            const u32 bit = n * 4 + i, local = n * 8 + lane % 4 * 2 + i % 2;
+            const bool seen = marks.seen >> bit & 1;
+            const float m = states[stage][RowState::M][part + local], log_l = states[stage][STATES - 1][part + local];
+            const float weight = extras.weight(p, weights[n][i], part_query + local, row + lane / 4 + i / 2 * 8, seen, m, log_l);
+            const float factor = extras.factor(marks.kept >> bit & 1);
+            weights[n][i] = weight * factor;
+            scores[n][i] = seen ? weight * (scores[n][i] * factor - states[stage][RowState::DELTA][part + local]) : 0.f;
+          }
+        }
+        as_left<T>(left, weights);
+        add_products<T, D>(d_value, left, part_gradients + rows_lane);
+      } else {
+        products<T, D>(weights, key_lane, part_queries + columns_lane);
+#pragma unroll
+        for (int n = 0; n < PART / 8; n++) {
+          const float2 m = *reinterpret_cast<const float2*>(&states[stage][RowState::M][part + n * 8 + lane % 4 * 2]);
+#pragma unroll
+          for (int i = 0; i < 4; i++) weights[n][i] = power_of_2(fmaf(weights[n][i], scale_log2, i % 2 ? -m.y : -m.x));
+        }
+        // Columns beyond the last query have no weight, and rows beyond the last key are not written.
+        const bool edge = p.causal && reach_of(p, part_query) < row + ROWS;
+        if (edge) {
+#pragma unroll
+          for (int n = 0; n < PART / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+              const u32 query = part_query + n * 8 + lane % 4 * 2 + i % 2;
+              if (row + lane / 4 + i / 2 * 8 >= reach_of(p, query)) weights[n][i] = 0.f;
+            }
+          }
+        }
+        as_left<T>(left, weights);
+        add_products<T, D>(d_value, left, part_gradients + rows_lane);
+        products<T, D>(scores, value_lane, part_gradients + columns_lane);
+#pragma unroll
+        for (int n = 0; n < PART / 8; n++) {
+          const float2 delta = *reinterpret_cast<const float2*>(&states[stage][RowState::DELTA][part + n * 8 + lane % 4 * 2]);
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            // The weight as it was rounded: there are no registers for more.
+            const float weight = T::widen(u16(left[n / 2][n % 2 * 2 + i / 2] >> i % 2 * 16));
+            scores[n][i] = weight * (scores[n][i] - (i % 2 ? delta.y : delta.x));
           }
         }
       }
+      as_left<T>(left, scores);
+      add_products<T, D>(d_key, left, part_queries + rows_lane);
     }
-    u32 left[STEP / 16][4];
-    as_left<T>(left, p_s);
-    add_products<T, D>(d_value, left, gradients + rows_lane);
-    as_left<T>(left, d_p);
-    add_products<T, D>(d_key, left, queries + rows_lane);
   }
   // Where no query sees a key nothing has waited for the keys.
   copy_wait<0>();
@@ -587,20 +596,20 @@ DEVICE void by_keys(const Attend& p) {
 }
 
 // FULL kernels of the largest depth take half as much at a time, for what they need beside the products.
-#define KERNEL(NAME, T, D, WARPS, BLOCKS, KIND, STEP, FULL)                                            \
+#define KERNEL(NAME, T, D, WARPS, BLOCKS, KIND, STEP, PART, FULL)                                            \
   extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)                                     \
       attend_backward_queries_##NAME##_d##D##_##KIND(const __grid_constant__ Attend p) {               \
     by_queries<T, D, WARPS, STEP, FULL>(p);                                                            \
   }                                                                                                    \
   extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)                                     \
       attend_backward_keys_##NAME##_d##D##_##KIND(const __grid_constant__ Attend p) {                  \
-    by_keys<T, D, WARPS, STEP, FULL>(p);                                                               \
+    by_keys<T, D, WARPS, STEP, PART, FULL>(p);                                                               \
   }
 #define KERNELS(NAME, T)                                    \
-  KERNEL(NAME, T, 64, 4, 2, plain, 64, false)               \
-  KERNEL(NAME, T, 64, 4, 2, full, 64, true)                 \
-  KERNEL(NAME, T, 128, 8, 1, plain, 64, false)              \
-  KERNEL(NAME, T, 128, 8, 1, full, 32, true)
+  KERNEL(NAME, T, 64, 4, 2, plain, 64, 64, false)               \
+  KERNEL(NAME, T, 64, 4, 2, full, 64, 64, true)                 \
+  KERNEL(NAME, T, 128, 8, 1, plain, 64, 32, false)              \
+  KERNEL(NAME, T, 128, 8, 1, full, 32, 32, true)
 
 KERNELS(f16, F16)
 KERNELS(bf16, BF16)

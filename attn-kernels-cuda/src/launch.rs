@@ -54,12 +54,12 @@ impl CudaDevice {
     pub(crate) fn launch_mapped<P: Params>(
         &self,
         kernel: Kernel<'_>,
-        maps: &[[u64; 16]; 3],
+        maps: &[[u64; 16]],
         params: &P,
     ) -> Result<(), CudaError> {
-        let [a, b, c] = maps;
-        let [a, b, c] = [a, b, c].map(|map| bytemuck::bytes_of(map));
-        self.launch_bytes(kernel, &[a, b, c, bytemuck::bytes_of(params)])
+        let maps = maps.iter().map(bytemuck::bytes_of);
+        let all: Vec<&[u8]> = maps.chain([bytemuck::bytes_of(params)]).collect();
+        self.launch_bytes(kernel, &all)
     }
 
     fn launch_bytes(&self, kernel: Kernel<'_>, params: &[&[u8]]) -> Result<(), CudaError> {

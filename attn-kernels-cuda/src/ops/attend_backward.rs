@@ -1,5 +1,6 @@
 //! A call for the gradients of attention: checks, then the kernels.
 
+mod hopper;
 mod mma;
 mod ordinary;
 
@@ -37,6 +38,9 @@ pub(crate) fn attend_backward<T: Element>(
         d_bias: call.d_bias.as_ref().map(Placed::of_mut),
     };
     let params = Attend::backward(&call.call, &shape, &gradients, scratch)?;
+    if let Some(served) = hopper::Served::new(device, T::DTYPE, &params) {
+        return served.launch(device);
+    }
     if let (None, Some(class)) = (&call.d_bias, mma::class(T::DTYPE, &shape)) {
         return mma::launch(device, T::DTYPE, class, &params);
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod attend;
 pub(crate) mod attend_backward;
+mod boxes;
 pub(crate) mod dense;
 mod matrix;
 pub(crate) mod norm;

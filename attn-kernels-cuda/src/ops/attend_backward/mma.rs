@@ -69,10 +69,7 @@ pub(super) fn launch(
     class: &Class,
     params: &Attend,
 ) -> Result<(), CudaError> {
-    let params = Attend {
-        scratch: params.scratch.next_multiple_of(CHUNK),
-        ..*params
-    };
+    let params = with_aligned_scratch(params);
     let (kind, step) = match is_plain(&params) {
         true => ("plain", PLAIN_STEP),
         false => ("full", class.step),
@@ -104,8 +101,16 @@ pub(super) fn launch(
     Ok(())
 }
 
+/// The call with a scratch that begins at a whole chunk.
+pub(super) const fn with_aligned_scratch(params: &Attend) -> Attend {
+    Attend {
+        scratch: params.scratch.next_multiple_of(CHUNK),
+        ..*params
+    }
+}
+
 /// Whether a plain kernel serves: no part but a causal mask, no row that sees nothing and gets a mean, arrays in whole chunks.
-fn is_plain(params: &Attend) -> bool {
+pub(super) fn is_plain(params: &Attend) -> bool {
     let parts = params.mask.address != 0 || params.bias.address != 0 || params.dropout.width != 0;
     let blind = params.causal != 0 && params.shift < 0 && params.zero_if_blind == 0;
     let arrays = [
