@@ -337,8 +337,11 @@ DEVICE void by_queries(const TensorMap& query, const TensorMap& key, const Tenso
     pin(d_query);
     if (steps_of_group > 0) release(before);
   }
-  // Steps that the other warpgroup takes alone.
-  for (u32 step = steps_of_group; step < steps; step++, at.step()) release(at.stage);
+  // Steps that the other warpgroup takes alone. Who did not wait for them could give a stage back twice for one time.
+  for (u32 step = steps_of_group; step < steps; step++, at.step()) {
+    shared.full[at.stage].wait(at.phase);
+    release(at.stage);
+  }
   store_rows<P>(matrix_of<u16>(p.d_query, batch, head), p.d_query, row, p.query_length, p.depth, d_query, scale);
 }
 
@@ -374,7 +377,8 @@ DEVICE void by_keys(const TensorMap& query, const TensorMap& key, const TensorMa
                     const Attend& p) {
   extern __shared__ __align__(1024) u8 memory[];
   auto& shared = *reinterpret_cast<typename P::Shared*>(memory);
-  init<P>(shared, 32);
+  // The copies, and each lane that writes states of rows.
+  init<P>(shared, 1 + 32);
   const u32 tiles = blocks_of(p.key_length, TILE), matrix = blockIdx.x / tiles;
   const u32 first = blockIdx.x % tiles * TILE;
   const u32 batch = matrix / p.key_heads, key_head = matrix % p.key_heads;
@@ -405,7 +409,7 @@ DEVICE void by_keys(const TensorMap& query, const TensorMap& key, const TensorMa
         const float* from = i < P::STEP ? state.m + row + i : state.delta + row + (i - P::STEP);
         *reinterpret_cast<float4*>(&shared.states[at.stage][0][i]) = *reinterpret_cast<const float4*>(from);
       }
-      if (threadIdx.x != 0) full.arrive();
+      full.arrive();
     }
     return;
   }
@@ -436,6 +440,7 @@ DEVICE void by_keys(const TensorMap& query, const TensorMap& key, const TensorMa
         release(before);
         before = P::STAGES;
       }
+      shared.full[at.stage].wait(at.phase);
       release(at.stage);
       continue;
     }
