@@ -7,10 +7,10 @@
 #define KERNEL(NAME, TYPE, THREADS, BLOCKS, ...)                                                                   \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ TYPE p) { __VA_ARGS__(p); }
 
-#define ORDINARY(NAME, T)                                                   \
-  KERNEL(forward_##NAME, Product, 256, 2, Simt<T, false, false>::run)       \
-  KERNEL(d_input_##NAME, Product, 256, 2, Simt<T, false, true>::run)        \
-  KERNEL(d_kernel_##NAME, Product, 256, 2, Simt<T, true, false>::run)       \
+#define ORDINARY(NAME, T)                                                  \
+  KERNEL(forward_##NAME, Product, 256, 2, Simt<T, false, false, 4>::run)   \
+  KERNEL(d_input_##NAME, Product, 256, 2, Simt<T, false, true, 4>::run)    \
+  KERNEL(d_kernel_##NAME, Product, 256, 2, Simt<T, true, false, 4>::run)   \
   KERNEL(few_1_##NAME, Product, 256, 4, few_simt<T, 1>)                     \
   KERNEL(few_8_##NAME, Product, 256, 2, few_simt<T, 8>)                     \
   KERNEL(sum_##NAME, Sum, 256, 4, sum<T, T>)
@@ -28,6 +28,9 @@
   KERNEL(sum_f32_##NAME, Sum, 256, 4, sum<float, T>)
 
 ORDINARY(f32, float)
+KERNEL(forward_large_f32, Product, 256, 2, Simt<float, false, false, 8>::run)
+KERNEL(d_input_large_f32, Product, 256, 2, Simt<float, false, true, 8>::run)
+KERNEL(d_kernel_large_f32, Product, 256, 2, Simt<float, true, false, 8>::run)
 ORDINARY(f64, double)
 TENSOR(f16, f16)
 TENSOR(bf16, bf16)

@@ -5,10 +5,15 @@
 // and however its matrix lies.
 #pragma once
 
+#include "copy.cuh"
 #include "scalar.cuh"
 
 constexpr int CHUNK = 256;
 constexpr int ROW_AXES = 15;
+
+// Whether the elements of each 16 bytes of a row, from its first column on, lie side by side and aligned; and whether, besides,
+// rows are evenly spaced, each of one piece.
+constexpr u32 SCATTERED = 0, PIECES = 1, EVEN = 2;
 
 // A matrix: rows over several axes, columns in groups; strides in elements.
 struct Operand {
@@ -18,7 +23,7 @@ struct Operand {
   u32 columns;  // of a group
   u32 axes;     // of rows
   u32 dims[ROW_AXES];
-  u32 vectors;  // whether each 16 bytes of a row, from its first column on, lie side by side and are aligned
+  u32 vectors;  // SCATTERED, PIECES or EVEN
   i64 strides[ROW_AXES];
 };
 
@@ -50,37 +55,32 @@ DEVICE i64 column_at(const Operand& o, u32 column) {
   return i64(column / o.columns) * o.group + i64(column % o.columns) * o.column;
 }
 
-// Copies that land later. `bytes` below SIZE are copied, zeros follow.
-template <int SIZE> DEVICE void copy_async(void* to, const void* from, u32 bytes) {
-  u32 shared = u32(__cvta_generic_to_shared(to));
-  if constexpr (SIZE == 16)
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(from), "r"(bytes) : "memory");
-  else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(from), "n"(SIZE), "r"(bytes)
-                 : "memory");
+// An element of 4 or 8 bytes that lands later, or zero.
+template <typename T> DEVICE void copy_element(T* to, const T* from, bool there) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(sizeof(T)),
+               "r"(there ? u32(sizeof(T)) : 0)
+               : "memory");
 }
-DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int LEFT> DEVICE void await_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 
 // Brings ROWS x COLUMNS elements from (row, column) on to shared memory, rows STRIDE apart; zeros from (rows, columns) on.
-// THREADS threads do so, of which this is number `thread`; all that is asynchronous belongs to the next commit.
+// THREADS threads do so, of which this is number `thread`; all that is asynchronous belongs to the next commit. However rows lie.
 template <typename T, int ROWS, int COLUMNS, int STRIDE, int THREADS>
 DEVICE void load_tile(T* to, const Operand& o, u32 row, u32 rows, u32 column, u32 columns, u32 thread) {
-  constexpr int WIDTH = 16 / sizeof(T), PIECES = COLUMNS / WIDTH;
+  constexpr int WIDTH = 16 / sizeof(T), PIECES_OF_ROW = COLUMNS / WIDTH;
   const T* from = reinterpret_cast<const T*>(o.address);
-  if (o.vectors) {
-#pragma unroll
-    for (int i = 0; i < (ROWS * PIECES + THREADS - 1) / THREADS; i++) {
+  if (o.vectors == PIECES) {
+#pragma unroll 1
+    for (int i = 0; i < (ROWS * PIECES_OF_ROW + THREADS - 1) / THREADS; i++) {
       u32 piece = i * THREADS + thread;
-      if (ROWS * PIECES % THREADS && piece >= ROWS * PIECES) break;
-      u32 r = piece / PIECES, c = piece % PIECES * WIDTH;
+      if (ROWS * PIECES_OF_ROW % THREADS && piece >= ROWS * PIECES_OF_ROW) break;
+      u32 r = piece / PIECES_OF_ROW, c = piece % PIECES_OF_ROW * WIDTH;
       u32 left = 0;
       const T* source = from;
       if (row + r < rows && column + c < columns) {
         left = min(columns - (column + c), u32(WIDTH));
         source += row_at(o, row + r) + column_at(o, column + c);
       }
-      copy_async<16>(to + r * STRIDE + c, source, left * sizeof(T));
+      copy_async(shared_address(to + r * STRIDE + c), source, left * sizeof(T));
     }
     return;
   }
@@ -91,10 +91,58 @@ DEVICE void load_tile(T* to, const Operand& o, u32 row, u32 rows, u32 column, u3
     u32 r = element / COLUMNS, c = element % COLUMNS;
     bool there = row + r < rows && column + c < columns;
     const T* source = there ? from + row_at(o, row + r) + column_at(o, column + c) : from;
-    if constexpr (sizeof(T) >= 4) copy_async<sizeof(T)>(to + r * STRIDE + c, source, there ? sizeof(T) : 0);
+    if constexpr (sizeof(T) >= 4) copy_element(to + r * STRIDE + c, source, there);
     else to[r * STRIDE + c] = there ? *source : T{};
   }
 }
+
+// Brings tiles of a factor to shared memory, SIZE rows and BK columns of it or, where k is ALONG_ROWS, BK rows and SIZE columns: as
+// `load_tile`, with all that is the same for every tile made ready, where rows are evenly spaced.
+template <typename T, bool ALONG_ROWS, int SIZE, int BK, int STRIDE, int THREADS> struct Loader {
+  static constexpr int ROWS = ALONG_ROWS ? BK : SIZE, COLUMNS = ALONG_ROWS ? SIZE : BK;
+  static constexpr u32 WIDTH = 16 / sizeof(T), PIECES_OF_ROW = COLUMNS / WIDTH, STEP = THREADS / PIECES_OF_ROW;
+  static constexpr u32 COUNT = ROWS / STEP;
+  static_assert(THREADS % PIECES_OF_ROW == 0 && ROWS % STEP == 0, "threads share the pieces evenly");
+
+  const Operand& o;
+  const u8* at;    // this thread's first piece at k = 0
+  i64 piece_step;  // bytes from one of its pieces to the next
+  i64 k_step;      // bytes from one k to the next
+  u32 begin, limit, thread;
+  u32 inside;      // what is left of a piece, or of the rows from the first piece's on
+
+  // Of rows or columns from `begin` on, of which there are `limit`.
+  DEVICE Loader(const Operand& o, u32 begin, u32 limit, u32 thread) : o(o), begin(begin), limit(limit), thread(thread) {
+    u32 r = thread / PIECES_OF_ROW, c = thread % PIECES_OF_ROW * WIDTH;
+    u32 first = begin + (ALONG_ROWS ? c : r);
+    inside = first < limit ? limit - first : 0;
+    i64 stride = o.strides[0] * i64(sizeof(T));
+    piece_step = stride * STEP;
+    k_step = ALONG_ROWS ? stride : i64(sizeof(T));
+    i64 row = ALONG_ROWS ? r : first, column = ALONG_ROWS ? first : c;
+    at = reinterpret_cast<const u8*>(o.address) + row * stride + column * i64(sizeof(T));
+  }
+
+  // The tile from k on, before `end`.
+  DEVICE void load(T* to, u32 k, u32 end) const {
+    if (o.vectors != EVEN) {
+      if constexpr (ALONG_ROWS) load_tile<T, ROWS, COLUMNS, STRIDE, THREADS>(to, o, k, end, begin, limit, thread);
+      else load_tile<T, ROWS, COLUMNS, STRIDE, THREADS>(to, o, begin, limit, k, end, thread);
+      return;
+    }
+    u32 r = thread / PIECES_OF_ROW, c = thread % PIECES_OF_ROW * WIDTH;
+    u32 first = k + (ALONG_ROWS ? r : c), left = first < end ? end - first : 0;
+    u32 bytes = min(ALONG_ROWS ? inside : left, WIDTH) * u32(sizeof(T)), rows = ALONG_ROWS ? left : inside;
+    const u8* from = at + i64(k) * k_step;
+    u32 place = shared_address(to) + (r * STRIDE + c) * u32(sizeof(T));
+#pragma unroll
+    for (u32 i = 0; i < COUNT; i++) {
+      bool there = i * STEP < rows && bytes;
+      const u8* piece = there ? from + i * piece_step : reinterpret_cast<const u8*>(o.address);
+      copy_async(place + i * STEP * STRIDE * u32(sizeof(T)), piece, there ? bytes : 0);
+    }
+  }
+};
 
 // The bias of a column.
 template <typename T> DEVICE Acc<T> bias_of(const Product& p, u32 column) {

@@ -85,14 +85,20 @@ template <typename T> DEVICE void few_mma(const Product& p) {
     bool ends = (own - 1) * FEW_WARPS + warp == count - 1;
     steps = (own - 1) * (CHUNK / MMA_K) + (ends ? last : CHUNK / MMA_K);
   }
+  const Loader<T, false, ROWS, MMA_K, A_STRIDE, 32> load_a(p.a, 0, p.m, lane);
+  const Loader<T, true, FEW_COLUMNS, MMA_K, B_STRIDE, 32> load_b(p.b, n, p.n, lane);
+  using A = Left<false, A_STRIDE>;
+  using B = Right<false, B_STRIDE>;
+  u32 left = shared_address(tiles) + A::of_lane(0);
+  u32 right = shared_address(tiles) + u32(A_SIZE * sizeof(T)) + B::of_lane(0);
   auto load = [&](u32 step) {
     u32 k = (step / (CHUNK / MMA_K) * FEW_WARPS + warp) * CHUNK + step % (CHUNK / MMA_K) * MMA_K;
     T* slot = tiles + step % MMA_STAGES * SLOT;
     if (step < steps) {
-      load_tile<T, ROWS, MMA_K, A_STRIDE, 32>(slot, p.a, 0, p.m, k, p.k, lane);
-      load_tile<T, MMA_K, FEW_COLUMNS, B_STRIDE, 32>(slot + A_SIZE, p.b, k, p.k, n, p.n, lane);
+      load_a.load(slot, k, p.k);
+      load_b.load(slot + A_SIZE, k, p.k);
     }
-    commit_copies();
+    copy_commit();
   };
   u32 loaded = 0, step = 0;
   for (u32 round = 0; round < count; round += FEW_WARPS) {
@@ -100,18 +106,18 @@ template <typename T> DEVICE void few_mma(const Product& p) {
     float chunk[FEW_COLUMNS / 8][4] = {};
     while (step < end) {
       for (; loaded < step + MMA_STAGES - 1; loaded++) load(loaded);
-      await_copies<MMA_STAGES - 2>();
+      copy_wait<MMA_STAGES - 2>();
       __syncwarp();
-      const T* a = tiles + step % MMA_STAGES * SLOT;
+      u32 tile = step % MMA_STAGES * u32(SLOT * sizeof(T));
 #pragma unroll
       for (int k = 0; k < MMA_K; k += 16) {
         u32 x[4], y[FEW_COLUMNS / 16][4];
-        left_part<false, A_STRIDE>(x, a, 0, k);
+        A::part(x, left + tile, 0, k);
 #pragma unroll
-        for (int j = 0; j < FEW_COLUMNS / 16; j++) right_part<false, B_STRIDE>(y[j], a + A_SIZE, k, 16 * j);
+        for (int j = 0; j < FEW_COLUMNS / 16; j++) B::part(y[j], right + tile, k, 16 * j);
 #pragma unroll
         for (int j = 0; j < FEW_COLUMNS / 8; j++)
-          multiply(chunk[j], x, y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1], T{});
+          Tensor<T>::type::multiply(chunk[j], x, y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
       }
       // The next copy goes where this tile was.
       __syncwarp();
@@ -129,6 +135,6 @@ template <typename T> DEVICE void few_mma(const Product& p) {
     }
     add_round<ROWS>(total, chunks, min(u32(FEW_WARPS), count - round));
   }
-  await_copies<0>();
+  copy_wait<0>();
   write_totals<ROWS, T>(p, n, total);
 }

@@ -2,49 +2,40 @@
 #pragma once
 
 #include "gemm.cuh"
+#include "mma.cuh"
 
-// Four 8 x 8 matrices from shared memory, one row from the address of each lane.
-DEVICE void load_matrices(u32 (&r)[4], const void* from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(u32(__cvta_generic_to_shared(from)))
-               : "memory");
-}
-DEVICE void load_matrices_transposed(u32 (&r)[4], const void* from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(u32(__cvta_generic_to_shared(from)))
-               : "memory");
-}
+template <typename T> struct Tensor;
+template <> struct Tensor<f16> { typedef F16 type; };
+template <> struct Tensor<bf16> { typedef BF16 type; };
 
-// d[16, 8] += a[16, 16] b[16, 8]
-DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, f16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, bf16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
+// The left factor in tiles [m][k] or, transposed, [k][m].
+template <bool TRANSPOSED, int STRIDE> struct Left {
+  // Bytes from the beginning of a tile to what this lane reads first, of rows from m on.
+  static DEVICE u32 of_lane(u32 m) {
+    u32 lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
+    if constexpr (TRANSPOSED) return ((matrix / 2 * 8 + row) * STRIDE + m + matrix % 2 * 8) * 2;
+    else return ((m + matrix % 2 * 8 + row) * STRIDE + matrix / 2 * 8) * 2;
+  }
+  // The fragments of a 16 x 16 part, m rows and k columns on.
+  static DEVICE void part(u32 (&r)[4], u32 address, u32 m, u32 k) {
+    if constexpr (TRANSPOSED) load_transposed(r, address + (k * STRIDE + m) * 2);
+    else load_matrices(r, address + (m * STRIDE + k) * 2);
+  }
+};
 
-// The fragments of a 16 x 16 part of the left factor, at (m, k) of a tile [m][k] or, transposed, [k][m].
-template <bool TRANSPOSED, int STRIDE, typename T> DEVICE void left_part(u32 (&r)[4], const T* tile, u32 m, u32 k) {
-  u32 lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
-  if constexpr (TRANSPOSED)
-    load_matrices_transposed(r, tile + (k + matrix / 2 * 8 + row) * STRIDE + m + matrix % 2 * 8);
-  else load_matrices(r, tile + (m + matrix % 2 * 8 + row) * STRIDE + k + matrix / 2 * 8);
-}
-
-// Those of a 16 x 16 part of the right factor, at (k, n) of a tile [k][n] or, transposed, [n][k]: two for each 8 columns.
-template <bool TRANSPOSED, int STRIDE, typename T> DEVICE void right_part(u32 (&r)[4], const T* tile, u32 k, u32 n) {
-  u32 lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
-  if constexpr (TRANSPOSED) load_matrices(r, tile + (n + matrix / 2 * 8 + row) * STRIDE + k + matrix % 2 * 8);
-  else load_matrices_transposed(r, tile + (k + matrix % 2 * 8 + row) * STRIDE + n + matrix / 2 * 8);
-}
+// The right factor in tiles [k][n] or, transposed, [n][k].
+template <bool TRANSPOSED, int STRIDE> struct Right {
+  static DEVICE u32 of_lane(u32 n) {
+    u32 lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
+    if constexpr (TRANSPOSED) return ((n + matrix / 2 * 8 + row) * STRIDE + matrix % 2 * 8) * 2;
+    else return ((matrix % 2 * 8 + row) * STRIDE + n + matrix / 2 * 8) * 2;
+  }
+  // Two for each 8 columns.
+  static DEVICE void part(u32 (&r)[4], u32 address, u32 k, u32 n) {
+    if constexpr (TRANSPOSED) load_matrices(r, address + (n * STRIDE + k) * 2);
+    else load_transposed(r, address + (k * STRIDE + n) * 2);
+  }
+};
 
 constexpr int MMA_K = 32;
 constexpr int MMA_STAGES = 4;
@@ -56,14 +47,12 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N, M = BM / WARPS_M, N = BN / WARPS_N;
   static constexpr int A_STRIDE = (A_TRANSPOSED ? BM : MMA_K) + PAD, B_STRIDE = (B_TRANSPOSED ? MMA_K : BN) + PAD;
   static constexpr int A_SIZE = (A_TRANSPOSED ? MMA_K : BM) * A_STRIDE, B_SIZE = (B_TRANSPOSED ? BN : MMA_K) * B_STRIDE;
-  static constexpr int OUT_STRIDE = BN + 4;
+  static constexpr int OUT_STRIDE = BN + 8;
 
-  static DEVICE void load(T* a, T* b, const Product& p, const Work& work, u32 k) {
-    if constexpr (A_TRANSPOSED) load_tile<T, MMA_K, BM, A_STRIDE, THREADS>(a, p.a, k, work.end, work.m, p.m, threadIdx.x);
-    else load_tile<T, BM, MMA_K, A_STRIDE, THREADS>(a, p.a, work.m, p.m, k, work.end, threadIdx.x);
-    if constexpr (B_TRANSPOSED) load_tile<T, BN, MMA_K, B_STRIDE, THREADS>(b, p.b, work.n, p.n, k, work.end, threadIdx.x);
-    else load_tile<T, MMA_K, BN, B_STRIDE, THREADS>(b, p.b, k, work.end, work.n, p.n, threadIdx.x);
-  }
+  using LoadA = Loader<T, A_TRANSPOSED, BM, MMA_K, A_STRIDE, THREADS>;
+  using LoadB = Loader<T, !B_TRANSPOSED, BN, MMA_K, B_STRIDE, THREADS>;
+  using A = Left<A_TRANSPOSED, A_STRIDE>;
+  using B = Right<B_TRANSPOSED, B_STRIDE>;
 
   static DEVICE void run(const Product& p) {
     extern __shared__ __align__(16) u8 shared[];
@@ -74,30 +63,37 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
     u32 steps = (work.end - work.first + MMA_K - 1) / MMA_K;
     // A warp whose part lies beyond the output only copies.
     bool works = work.m + warp_m < p.m && work.n + warp_n < p.n;
+    const LoadA load_a(p.a, work.m, p.m, threadIdx.x);
+    const LoadB load_b(p.b, work.n, p.n, threadIdx.x);
+    u32 left = shared_address(shared) + A::of_lane(warp_m);
+    u32 right = shared_address(shared) + u32(A_SIZE * sizeof(T)) + B::of_lane(warp_n);
     float chunk[M / 16][N / 8][4] = {}, total[M / 16][N / 8][4] = {};
     for (u32 next = 0; next < steps + MMA_STAGES - 1; next++) {
       if (next >= MMA_STAGES - 1) {
-        await_copies<MMA_STAGES - 2>();
+        copy_wait<MMA_STAGES - 2>();
         __syncthreads();
       }
       T* slot = tiles + next % MMA_STAGES * (A_SIZE + B_SIZE);
-      if (next < steps) load(slot, slot + A_SIZE, p, work, work.first + next * MMA_K);
-      commit_copies();
+      if (next < steps) {
+        load_a.load(slot, work.first + next * MMA_K, work.end);
+        load_b.load(slot + A_SIZE, work.first + next * MMA_K, work.end);
+      }
+      copy_commit();
       if (next < MMA_STAGES - 1 || !works) continue;
       u32 step = next - (MMA_STAGES - 1);
-      const T* a = tiles + step % MMA_STAGES * (A_SIZE + B_SIZE);
-      const T* b = a + A_SIZE;
+      u32 tile = step % MMA_STAGES * u32((A_SIZE + B_SIZE) * sizeof(T));
 #pragma unroll
       for (int k = 0; k < MMA_K; k += 16) {
         u32 x[M / 16][4], y[N / 16][4];
 #pragma unroll
-        for (int i = 0; i < M / 16; i++) left_part<A_TRANSPOSED, A_STRIDE>(x[i], a, warp_m + 16 * i, k);
+        for (int i = 0; i < M / 16; i++) A::part(x[i], left + tile, 16 * i, k);
 #pragma unroll
-        for (int j = 0; j < N / 16; j++) right_part<B_TRANSPOSED, B_STRIDE>(y[j], b, k, warp_n + 16 * j);
+        for (int j = 0; j < N / 16; j++) B::part(y[j], right + tile, k, 16 * j);
 #pragma unroll
         for (int i = 0; i < M / 16; i++)
 #pragma unroll
-          for (int j = 0; j < N / 8; j++) multiply(chunk[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1], T{});
+          for (int j = 0; j < N / 8; j++)
+            Tensor<T>::type::multiply(chunk[i][j], x[i], y[j / 2][j % 2 * 2], y[j / 2][j % 2 * 2 + 1]);
       }
       if ((step + 1) % (CHUNK / MMA_K) == 0 || step + 1 == steps) {
 #pragma unroll
@@ -112,7 +108,7 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int BM, int BN, int 
       }
     }
     // Sums go through shared memory, so that rows are written in pieces of 16 bytes.
-    await_copies<0>();
+    copy_wait<0>();
     __syncthreads();
     float* sums = reinterpret_cast<float*>(shared);
     if (works) {

@@ -5,8 +5,8 @@
 
 
 // 16 x 16 threads, each with TM x TN sums, whose rows and columns lie so that a warp's reads meet no bank twice.
-template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
-  static constexpr int W = 16 / sizeof(T), TM = sizeof(T) == 4 ? 8 : 4, TN = 4;
+template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED, int TM> struct Simt {
+  static constexpr int W = 16 / sizeof(T), TN = 4;
   static constexpr int BM = 16 * TM, BN = 16 * TN, BK = 4 * W, STAGES = 3, THREADS = 256;
   // A row of a tile that is read along k ends with 16 bytes of padding.
   static constexpr int A_STRIDE = A_TRANSPOSED ? BM : BK + W, B_STRIDE = B_TRANSPOSED ? BK + W : BN;
@@ -20,12 +20,8 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
     return SIDE_BY_SIDE ? i / W * 16 * W + thread * W + i % W : thread + 16 * i;
   }
 
-  static DEVICE void load(T* a, T* b, const Product& p, const Work& work, u32 k) {
-    if constexpr (A_TRANSPOSED) load_tile<T, BK, BM, A_STRIDE, THREADS>(a, p.a, k, work.end, work.m, p.m, threadIdx.x);
-    else load_tile<T, BM, BK, A_STRIDE, THREADS>(a, p.a, work.m, p.m, k, work.end, threadIdx.x);
-    if constexpr (B_TRANSPOSED) load_tile<T, BN, BK, B_STRIDE, THREADS>(b, p.b, work.n, p.n, k, work.end, threadIdx.x);
-    else load_tile<T, BK, BN, B_STRIDE, THREADS>(b, p.b, k, work.end, work.n, p.n, threadIdx.x);
-  }
+  using LoadA = Loader<T, A_TRANSPOSED, BM, BK, A_STRIDE, THREADS>;
+  using LoadB = Loader<T, !B_TRANSPOSED, BN, BK, B_STRIDE, THREADS>;
 
   // COUNT values at W steps of k from k on, of the rows or columns of a thread.
   template <int COUNT, bool ALONG_K, int STRIDE>
@@ -57,15 +53,20 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
     u32 steps = (work.end - work.first + BK - 1) / BK;
     // A warp whose rows are all beyond the last only copies.
     bool works = work.m + place<A_TRANSPOSED>(ty & ~1u, 0) < p.m;
+    const LoadA load_a(p.a, work.m, p.m, threadIdx.x);
+    const LoadB load_b(p.b, work.n, p.n, threadIdx.x);
     T chunk[TM][TN] = {}, total[TM][TN] = {};
     for (u32 next = 0; next < steps + STAGES - 1; next++) {
       if (next >= STAGES - 1) {
-        await_copies<STAGES - 2>();
+        copy_wait<STAGES - 2>();
         __syncthreads();
       }
       T* slot = shared + next % STAGES * (A_SIZE + B_SIZE);
-      if (next < steps) load(slot, slot + A_SIZE, p, work, work.first + next * BK);
-      commit_copies();
+      if (next < steps) {
+        load_a.load(slot, work.first + next * BK, work.end);
+        load_b.load(slot + A_SIZE, work.first + next * BK, work.end);
+      }
+      copy_commit();
       if (next < STAGES - 1) continue;
       u32 step = next - (STAGES - 1);
       if (!works) continue;
@@ -94,7 +95,7 @@ template <typename T, bool A_TRANSPOSED, bool B_TRANSPOSED> struct Simt {
       }
     }
     // Sums go through shared memory, so that rows are written in pieces of 16 bytes.
-    await_copies<0>();
+    copy_wait<0>();
     __syncthreads();
     T* sums = reinterpret_cast<T*>(shared);
     if (works) {

@@ -25,7 +25,7 @@ pub struct CudaDevice {
 
 struct Shared {
     driver: Arc<dyn Driver>,
-    modules: [OnceLock<ModuleId>; Module::COUNT],
+    modules: [OnceLock<ModuleId>; Module::ALL.len()],
 }
 
 impl CudaDevice {

@@ -47,7 +47,7 @@ pub fn version() -> Result<(i32, i32), CudaError> {
     Ok((major, minor))
 }
 
-/// Compiles for an architecture, `sm_80`.
+/// Compiles for an architecture: `sm_80`, or `compute_80` for PTX alone.
 ///
 /// # Errors
 ///
@@ -172,6 +172,10 @@ impl Program {
         asked
             .result()
             .map_err(|error| refused(&error, String::new()))?;
+        if length == 0 {
+            // There is no machine code for an architecture such as compute_80.
+            return Ok(Vec::new());
+        }
         let mut bytes = vec![0u8; length];
         // SAFETY: the function writes as many bytes as the one before said.
         #[expect(unsafe_code, reason = "a function of C")]

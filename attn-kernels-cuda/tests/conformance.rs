@@ -1,6 +1,8 @@
 //! The conformance suite: on device 0 if there is one, else on the emulator, which runs the same PTX. `ATTN_CUDA` chooses: `device` or
 //! `emulator`.
 
+#![expect(clippy::print_stderr, reason = "the log must say what ran")]
+
 use attn_cuda_emulator::{Emulator, Options};
 use attn_kernels_cuda::{Cuda, CudaDevice, CudaError};
 use std::sync::{Arc, OnceLock};
@@ -8,7 +10,14 @@ use std::sync::{Arc, OnceLock};
 /// The backend that all tests share: its modules are loaded once.
 fn backend() -> Result<Cuda, CudaError> {
     static SHARED: OnceLock<Result<Cuda, CudaError>> = OnceLock::new();
-    SHARED.get_or_init(open).clone()
+    let opened = SHARED.get_or_init(|| {
+        let opened = open();
+        if let Ok(cuda) = &opened {
+            eprintln!("BACKEND cuda: {:?}", cuda.device().info());
+        }
+        opened
+    });
+    opened.clone()
 }
 
 fn open() -> Result<Cuda, CudaError> {

@@ -49,6 +49,12 @@ const FENCED: &[(&str, &str)] = &[
         "attn-kernels-cuda/emulator/src/emulator.rs",
         "implements a trait with an unsafe method",
     ),
+    (
+        "attn-kernels-cuda/emulator/tests/support/mod.rs",
+        "launches",
+    ),
+    ("attn-kernels-cuda/emulator/tests/faults.rs", "launches"),
+    ("attn-kernels-cuda/emulator/tests/hopper.rs", "launches"),
     ("no-std-check/src/memory.rs", "memory functions of C"),
     ("no-std-check/src/system.rs", "entry without start files"),
 ];

@@ -9,7 +9,10 @@ const ALIGN: u64 = 256;
 /// What lies between two allocations and belongs to none.
 const GAP: u64 = 1 << 16;
 
-/// Who touched four bytes during a launch.
+/// Bytes that share a mark: those of the narrowest elements that several blocks write side by side.
+const GRAIN: usize = 2;
+
+/// Who touched [`GRAIN`] bytes during a launch.
 #[derive(Debug, Clone, Copy, Default)]
 struct Mark {
     launch: u32,
@@ -17,7 +20,7 @@ struct Mark {
     writer: u32,
     /// Block and one; [`MANY`] is more than one.
     reader: u32,
-    /// Which of the four bytes were written and read.
+    /// Which of the bytes were written and read.
     written: u8,
     read: u8,
     /// Whether the write was atomic.
@@ -124,13 +127,16 @@ impl Global {
 
     /// Gives memory back; false if `address` starts no living allocation.
     pub(crate) fn free(&mut self, address: u64) -> bool {
-        let Some(found) = self
+        let Ok(index) = self
             .allocations
-            .iter_mut()
-            .find(|one| one.base == address && !one.freed)
+            .binary_search_by_key(&address, |one| one.base)
         else {
             return false;
         };
+        let found = &mut self.allocations[index];
+        if found.freed || found.of_module {
+            return false;
+        }
         found.freed = true;
         found.data = Vec::new();
         found.written = Vec::new();
@@ -288,15 +294,16 @@ impl Global {
         let (launch, block) = (self.launch, self.block);
         let one = &mut self.allocations[index];
         if one.marks.is_empty() {
-            one.marks = vec![Mark::default(); one.bytes.div_ceil(4)];
+            one.marks = vec![Mark::default(); one.bytes.div_ceil(GRAIN)];
         }
         let atomic = strength == Strength::Atomic;
         let mut conflict = None;
-        for word in at / 4..(at + bytes).div_ceil(4) {
-            let first = at.max(4 * word) - 4 * word;
-            let last = (at + bytes).min(4 * word + 4) - 4 * word;
+        for grain in at / GRAIN..(at + bytes).div_ceil(GRAIN) {
+            let start = grain * GRAIN;
+            let first = at.max(start) - start;
+            let last = (at + bytes).min(start + GRAIN) - start;
             let mask = ((1u8 << last) - 1) & !((1u8 << first) - 1);
-            let mark = &mut one.marks[word];
+            let mark = &mut one.marks[grain];
             if mark.launch != launch {
                 *mark = Mark {
                     launch,
@@ -309,19 +316,15 @@ impl Global {
                 && !(atomic && mark.atomic)
                 && !self.seen[mark.writer as usize - 1]
             {
-                conflict = Some((word, mark.writer - 1, "wrote"));
+                conflict = Some((grain, Some(mark.writer - 1), "wrote"));
             }
             if writes
                 && other(mark.reader)
                 && mark.read & mask != 0
                 && (mark.reader == MANY || !self.seen[mark.reader as usize - 1])
             {
-                let who = if mark.reader == MANY {
-                    0
-                } else {
-                    mark.reader - 1
-                };
-                conflict = Some((word, who, "read"));
+                let who = (mark.reader != MANY).then(|| mark.reader - 1);
+                conflict = Some((grain, who, "read"));
             }
             if writes {
                 if mark.writer == block {
@@ -343,12 +346,16 @@ impl Global {
         }
         match conflict {
             None => Ok(()),
-            Some((word, who, what)) => Err(Fault::new(
+            Some((grain, who, what)) => Err(Fault::new(
                 FindingKind::GlobalRace,
                 format!(
-                    "{} bytes {}.. of allocation {index}, which block number {who} of this launch {what}",
+                    "{} bytes {}.. of allocation {index}, which {} of this launch {what}",
                     if writes { "writes" } else { "reads" },
-                    4 * word
+                    GRAIN * grain,
+                    who.map_or_else(
+                        || "other blocks".to_owned(),
+                        |who| format!("block number {who}")
+                    )
                 ),
             )),
         }

@@ -28,7 +28,12 @@
 //!
 //! Arithmetic is rounded correctly, also where a device approximates (`ex2.approx`). Sums of matrix products are `f32` in the order of
 //! the inner index. Lanes of a warp run in lockstep and come together at the lowest instruction; a collective waits for the lanes that
-//! its mask names. Blocks run one after another.
+//! its mask names. Blocks run one after another; accesses of two blocks that nothing orders are found all the same.
+//!
+//! # What it cannot see
+//!
+//! Speed. Errors of the assembler, which makes machine code of PTX. How a device rounds approximations, and in which order its tensor
+//! cores add. Registers that `setmaxnreg` moves, and what waits for them.
 
 extern crate alloc;
 

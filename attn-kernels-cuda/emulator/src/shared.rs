@@ -14,6 +14,9 @@ const IN_FLIGHT: u8 = 2;
 /// A byte of a barrier object.
 const BARRIER: u8 = 4;
 
+/// No instruction.
+const UNREAD: u32 = u32::MAX;
+
 /// Bytes that tensor cores and the copy engine read at once.
 pub(crate) const CHUNK: usize = 16;
 
@@ -62,7 +65,7 @@ pub(crate) struct Shared {
     writes: Vec<Write>,
     /// For each cell and each warp, then each warpgroup.
     reads: Vec<Read>,
-    /// The instruction that read a cell last.
+    /// The instruction that read a cell last; [`UNREAD`] if none did since it was written.
     read_at: Vec<u32>,
     warps: usize,
     slots: usize,
@@ -85,7 +88,7 @@ impl Shared {
         clear(&mut self.state, bytes, 0);
         clear(&mut self.writes, cells, Write::default());
         clear(&mut self.reads, cells * self.slots, Read::default());
-        clear(&mut self.read_at, cells, 0);
+        clear(&mut self.read_at, cells, UNREAD);
         clear(&mut self.reading, bytes.div_ceil(CHUNK), 0);
     }
 
@@ -136,10 +139,7 @@ impl Shared {
 
     /// That bytes may be read.
     fn is_readable(&self, at: usize, bytes: usize) -> Checked<()> {
-        if self.state[at..at + bytes]
-            .iter()
-            .all(|state| state & (WRITTEN | IN_FLIGHT | BARRIER) == WRITTEN)
-        {
+        if word(&self.state[at..at + bytes]) == word(&[WRITTEN; 16][..bytes]) {
             return Ok(());
         }
         self.is_plain(at, bytes, "reads")?;
@@ -155,10 +155,7 @@ impl Shared {
 
     /// That bytes may be overwritten: nothing asynchronous uses them.
     fn is_writable(&self, at: usize, bytes: usize, what: &str) -> Checked<()> {
-        if self.state[at..at + bytes]
-            .iter()
-            .any(|state| state & (IN_FLIGHT | BARRIER) != 0)
-        {
+        if word(&self.state[at..at + bytes]) & word(&[IN_FLIGHT | BARRIER; 16]) != 0 {
             self.is_plain(at, bytes, what)?;
         }
         if let Some(chunk) = self.reading[at / CHUNK..(at + bytes).div_ceil(CHUNK)]
@@ -236,7 +233,7 @@ impl Shared {
             {
                 return Err(self.race(cell, "writes", "wrote", write.who - 1, write.pc));
             }
-            if bytes == 1 && self.cell != 1 {
+            if self.read_at[cell] == UNREAD || (bytes == 1 && self.cell != 1) {
                 continue;
             }
             let reads = &self.reads[cell * self.slots..(cell + 1) * self.slots];
@@ -290,16 +287,15 @@ impl Shared {
                 bytes: if joins { write.bytes | mask } else { mask },
                 atomic: atomic && (!joins || write.atomic),
             };
-            if usize::from(mask.count_ones() as u16) == self.cell {
+            if self.read_at[cell] != UNREAD && mask.count_ones() as usize == self.cell {
+                self.read_at[cell] = UNREAD;
                 self.reads[cell * self.slots..(cell + 1) * self.slots].fill(Read::default());
             }
         }
     }
 
     fn value(&self, at: usize, bytes: usize) -> u128 {
-        let mut value = [0; 16];
-        value[..bytes].copy_from_slice(&self.data[at..at + bytes]);
-        u128::from_le_bytes(value)
+        word(&self.data[at..at + bytes])
     }
 
     fn put(&mut self, at: usize, bytes: usize, value: u128) {
@@ -332,10 +328,9 @@ impl Shared {
     ) -> Checked<()> {
         let at = self.check(address, bytes, bytes)?;
         self.is_writable(at, bytes, "writes")?;
-        let same = self.state[at..at + bytes]
-            .iter()
-            .all(|state| state & WRITTEN != 0)
-            && self.data[at..at + bytes] == value.to_le_bytes()[..bytes];
+        let written = word(&[WRITTEN; 16][..bytes]);
+        let same = word(&self.state[at..at + bytes]) & written == written
+            && self.value(at, bytes) == value;
         self.check_write(at, bytes, same, false, by, clocks)?;
         self.note_write(at, bytes, by.thread(), clocks.epoch(by.warp), by.pc, false);
         self.put(at, bytes, value);
@@ -461,32 +456,64 @@ impl Shared {
     }
 }
 
-/// How many times banks must be asked again for the accesses of a warp: 32 banks of 4 bytes, a word for all lanes that want it.
-/// Wider accesses go by parts of the warp.
+/// Up to sixteen bytes as a number.
+#[inline(always)]
+fn word(bytes: &[u8]) -> u128 {
+    match *bytes {
+        [a] => u128::from(a),
+        [a, b] => u128::from(u16::from_le_bytes([a, b])),
+        [a, b, c, d] => u128::from(u32::from_le_bytes([a, b, c, d])),
+        [a, b, c, d, e, f, g, h] => u128::from(u64::from_le_bytes([a, b, c, d, e, f, g, h])),
+        _ => {
+            let mut value = [0; 16];
+            value[..bytes.len()].copy_from_slice(bytes);
+            u128::from_le_bytes(value)
+        }
+    }
+}
+
+/// Banks of shared memory, each four bytes wide.
+const BANKS: usize = 32;
+
+/// How many times banks must be asked again for the accesses of a warp: a word is there for all lanes that want it. Wider accesses go by
+/// parts of the warp.
 pub(crate) fn conflicts(addresses: &[u32], bytes: usize) -> u64 {
     let part = match bytes {
         16 => 8,
         8 => 16,
         _ => 32,
     };
-    let mut extra = 0;
-    for lanes in addresses.chunks(part) {
-        let mut words = [[0u32; 32]; 32];
-        let mut counts = [0usize; 32];
-        for &address in lanes {
-            for word in address / 4..(address + bytes as u32).div_ceil(4) {
-                let bank = word as usize % 32;
-                let known = &words[bank][..counts[bank]];
-                if !known.contains(&word) && counts[bank] < 32 {
-                    words[bank][counts[bank]] = word;
-                    counts[bank] += 1;
-                }
-            }
-        }
-        extra += counts
-            .iter()
-            .max()
-            .map_or(0, |&most| most.saturating_sub(1)) as u64;
+    addresses
+        .chunks(part)
+        .map(|lanes| extra_passes(lanes, bytes))
+        .sum()
+}
+
+fn extra_passes(lanes: &[u32], bytes: usize) -> u64 {
+    let words = |address: u32| address / 4..(address + bytes as u32).div_ceil(4);
+    // Most accesses want at most one word of each bank.
+    let mut first = [u32::MAX; BANKS];
+    let clash = lanes
+        .iter()
+        .flat_map(|&address| words(address))
+        .any(|word| {
+            let known = &mut first[word as usize % BANKS];
+            let clash = *known != u32::MAX && *known != word;
+            *known = word;
+            clash
+        });
+    if !clash {
+        return 0;
     }
-    extra
+    let mut all: Vec<u32> = lanes.iter().flat_map(|&address| words(address)).collect();
+    all.sort_unstable();
+    all.dedup();
+    let mut counts = [0u64; BANKS];
+    for word in all {
+        counts[word as usize % BANKS] += 1;
+    }
+    counts
+        .iter()
+        .max()
+        .map_or(0, |&most| most.saturating_sub(1))
 }

@@ -545,6 +545,14 @@ impl Block<'_> {
                 "a vector of more than 16 bytes",
             ));
         }
+        if at.window == Window::Param && at.base.is_none() {
+            // The same for all lanes.
+            let value = self.param(at.offset as u64, bytes)?;
+            for lane in lanes_of(m) {
+                put_elements(warp, to, lane, value, size, extend);
+            }
+            return Ok(());
+        }
         let mut banks = [0; LANES];
         let mut count = 0;
         for lane in lanes_of(m) {
@@ -557,18 +565,7 @@ impl Block<'_> {
             let value = self
                 .read(warp, window, address, bytes, lane, order)
                 .map_err(|fault| fault.by(lane))?;
-            for (part, &reg) in to.iter().enumerate() {
-                let bits = (value >> (8 * size * part)) as u64;
-                let value = match (extend, size) {
-                    (_, 8) => bits,
-                    (Extend::Zero, _) => bits & ((1 << (8 * size)) - 1),
-                    (Extend::Sign16, _) => bits as i8 as u64 & 0xffff,
-                    (Extend::Sign, 1) => bits as i8 as u64,
-                    (Extend::Sign, 2) => bits as i16 as u64,
-                    (Extend::Sign, _) => bits as i32 as u64,
-                };
-                warp.put(reg, lane, value);
-            }
+            put_elements(warp, to, lane, value, size, extend);
         }
         if count > 0 {
             self.counts.conflicts[warp.pc as usize] += conflicts(&banks[..count], bytes);
@@ -974,6 +971,30 @@ fn strength(order: Order) -> Strength {
         Strength::Plain
     } else {
         Strength::Atomic
+    }
+}
+
+/// Writes the elements that a lane loaded.
+#[inline(always)]
+fn put_elements(
+    warp: &mut Warp,
+    to: &[Reg],
+    lane: usize,
+    value: u128,
+    size: usize,
+    extend: Extend,
+) {
+    for (part, &reg) in to.iter().enumerate() {
+        let bits = (value >> (8 * size * part)) as u64;
+        let value = match (extend, size) {
+            (_, 8) => bits,
+            (Extend::Zero, _) => bits & ((1 << (8 * size)) - 1),
+            (Extend::Sign16, _) => bits as i8 as u64 & 0xffff,
+            (Extend::Sign, 1) => bits as i8 as u64,
+            (Extend::Sign, 2) => bits as i16 as u64,
+            (Extend::Sign, _) => bits as i32 as u64,
+        };
+        warp.put(reg, lane, value);
     }
 }
 

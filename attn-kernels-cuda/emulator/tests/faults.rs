@@ -1,7 +1,5 @@
 //! Every check finds what it is for, and leaves the same kernel alone where the fault is mended.
 
-#![expect(missing_docs, reason = "a test")]
-
 mod support;
 
 use attn_cuda_emulator::{FindingKind, WarpOrder};

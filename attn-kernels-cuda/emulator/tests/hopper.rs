@@ -1,8 +1,6 @@
 //! The checks of what sm_90a adds: barrier objects, the copy engine, products of a warpgroup. Each finds a planted fault and leaves the
 //! mended kernel alone.
 
-#![expect(missing_docs, reason = "a test")]
-
 mod support;
 
 use attn_cuda_emulator::{Emulator, Finding, FindingKind, Options, WarpOrder};

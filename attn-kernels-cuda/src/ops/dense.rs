@@ -199,13 +199,16 @@ impl Tiles {
     }
 }
 
-const F32: Tiles = Tiles {
-    rows: 128,
+const ORDINARY: Tiles = Tiles {
+    rows: 64,
     columns: 64,
     threads: 256,
     shared: 0,
 };
-const F64: Tiles = Tiles { rows: 64, ..F32 };
+const F32_LARGE: Tiles = Tiles {
+    rows: 128,
+    ..ORDINARY
+};
 const TENSOR: Tiles = Tiles {
     rows: 64,
     columns: 64,
@@ -283,26 +286,21 @@ fn multiply<T: Element>(
         return done;
     }
     let info = device.info();
-    let is_tensor = matches!(T::DTYPE, DType::F16 | DType::BF16);
-    let few = if is_tensor { TENSOR_FEW } else { FEW };
+    let (few, ordinary, large) = match T::DTYPE {
+        DType::F16 | DType::BF16 => (TENSOR_FEW, TENSOR, Some(TENSOR_LARGE)),
+        DType::F32 => (FEW, ORDINARY, Some(F32_LARGE)),
+        DType::F64 => (FEW, ORDINARY, None),
+    };
     let is_few =
         factors == Factors::Forward && product.m <= few.rows && few.shared <= info.shared_per_block;
-    let fills = TENSOR_LARGE.blocks(product) >= u64::from(info.multiprocessors);
-    let (tiles, prefix) = match (T::DTYPE, is_few) {
-        (DType::F16 | DType::BF16, true) => (few, "few"),
-        (DType::F32 | DType::F64, true) if product.m == 1 => (few, "few_1"),
-        (DType::F32 | DType::F64, true) => (few, "few_8"),
-        (DType::F32, false) => (F32, factors.name()),
-        (DType::F64, false) => (F64, factors.name()),
-        (DType::F16 | DType::BF16, false) if fills => (TENSOR_LARGE, factors.name()),
-        (DType::F16 | DType::BF16, false) => (TENSOR, factors.name()),
+    // Large tiles read less, where there are enough of them for the whole device.
+    let large = large.filter(|tiles| tiles.blocks(product) >= u64::from(info.multiprocessors));
+    let (tiles, kind, size) = match (is_few, large) {
+        (true, _) => (few, "few", few_rows(T::DTYPE, product.m)),
+        (false, Some(tiles)) => (tiles, factors.name(), "large_"),
+        (false, None) => (ordinary, factors.name(), ""),
     };
-    let large = if tiles.rows == TENSOR_LARGE.rows && is_tensor {
-        "large_"
-    } else {
-        ""
-    };
-    let name = format!("{prefix}_{large}{}", suffix(T::DTYPE));
+    let name = format!("{kind}_{size}{}", suffix(T::DTYPE));
     device.launch(
         Kernel {
             module: Module::Dense,
@@ -313,6 +311,15 @@ fn multiply<T: Element>(
         },
         product,
     )
+}
+
+/// For how many rows a kernel for few is made, in its name.
+const fn few_rows(dtype: DType, rows: u32) -> &'static str {
+    match (dtype, rows) {
+        (DType::F16 | DType::BF16, _) => "",
+        (DType::F32 | DType::F64, 0 | 1) => "1_",
+        (DType::F32 | DType::F64, _) => "8_",
+    }
 }
 
 /// The sum of the rows of `from`, `[rows, columns]`, to an address and a stride; sums of slices go to the scratch.

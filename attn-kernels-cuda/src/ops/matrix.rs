@@ -13,6 +13,13 @@ const ROW_AXES: usize = MAX_RANK - 1;
 /// Bytes that a kernel moves at once where it can.
 const VECTOR: usize = 16;
 
+/// Elements may lie anywhere.
+const SCATTERED: u32 = 0;
+/// The elements of every 16 bytes of a row, from its first column on, lie side by side and are aligned.
+const PIECES: u32 = 1;
+/// Besides, rows are evenly spaced, each of one piece.
+const EVEN: u32 = 2;
+
 /// A matrix: rows over several axes, columns in groups; strides in elements.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -27,8 +34,8 @@ pub(crate) struct Operand {
     /// Axes of rows, merged where they can be.
     axes: u32,
     dims: [u32; ROW_AXES],
-    /// Whether every 16 bytes of a row, from its first column on, lie side by side and are aligned.
-    pub(crate) vectors: u32,
+    /// [`SCATTERED`], [`PIECES`] or [`EVEN`].
+    vectors: u32,
     strides: [i64; ROW_AXES],
 }
 
@@ -52,7 +59,11 @@ impl Operand {
             ..Self::zeroed()
         };
         operand.merge_rows(argument, layout, row_axes)?;
-        operand.vectors = u32::from(operand.is_aligned::<T>(is_one));
+        operand.vectors = match operand.is_aligned::<T>(is_one) {
+            false => SCATTERED,
+            true if operand.axes <= 1 && is_one => EVEN,
+            true => PIECES,
+        };
         Ok(operand)
     }
 
@@ -71,10 +82,9 @@ impl Operand {
 
     /// Elements from one row to the next, where rows are evenly spaced, each of one piece, and all is aligned to 16 bytes.
     pub(crate) fn even_rows(&self) -> Option<u64> {
-        let is_even = self.vectors != 0 && self.axes <= 1 && self.group == 0;
         // A single row has no distance; what lies beyond it is nobody's.
         let apart = self.strides[0].max(i64::from(self.columns));
-        is_even.then_some(apart as u64)
+        (self.vectors == EVEN).then_some(apart as u64)
     }
 
     /// Whether this many rows lie one after the other without gaps.
@@ -234,27 +244,27 @@ mod tests {
             (operand.axes, operand.dims[0], operand.strides[0]),
             (1, 6, 8)
         );
-        assert_eq!(operand.vectors, 1);
+        assert_eq!(operand.vectors, EVEN);
     }
 
     #[test]
     fn rows_between_gaps_stay_apart() {
         let operand = operand(&[2, 3, 8], &[32, 9, 1], 2).unwrap();
         assert_eq!((operand.axes, operand.strides[1]), (2, 9));
-        assert_eq!(operand.vectors, 0);
+        assert_eq!(operand.vectors, SCATTERED);
     }
 
     #[test]
     fn heads_side_by_side_are_one_group() {
         let operand = operand(&[4, 2, 8], &[16, 8, 1], 1).unwrap();
-        assert_eq!((operand.columns, operand.vectors), (16, 1));
+        assert_eq!((operand.columns, operand.vectors), (16, EVEN));
     }
 
     #[test]
     fn heads_apart_are_groups() {
         let apart = operand(&[4, 2, 8], &[8, 32, 1], 1).unwrap();
-        assert_eq!((apart.columns, apart.group, apart.vectors), (8, 32, 1));
+        assert_eq!((apart.columns, apart.group, apart.vectors), (8, 32, PIECES));
         let odd = operand(&[4, 2, 4], &[8, 32, 1], 1).unwrap();
-        assert_eq!((odd.columns, odd.vectors), (4, 0));
+        assert_eq!((odd.columns, odd.vectors), (4, SCATTERED));
     }
 }

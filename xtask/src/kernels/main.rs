@@ -25,14 +25,15 @@ use anyhow::{Context, Result, bail};
 use lexopt::Arg;
 use report::Report;
 use sources::Sources;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const HELP: &str = "\
-cargo xtask kernels [--nvrtc FOLDER] [--check] [--module NAME]
+cargo xtask kernels [--nvrtc FOLDER] [--check] [--every] [--module NAME]
 
-  Compiles the CUDA kernels for every architecture and writes attn-kernels-cuda/generated/.
+  Compiles the CUDA kernels and writes attn-kernels-cuda/generated/.
   --check   writes nothing; fails if what is there differs from what the sources give
+  --every   also looks at the code for sm_86 and sm_120, which does not come with the crate
   --module  this module alone
   --nvrtc   a folder with lib/libnvrtc.so.13 and bin/nvdisasm; else both are fetched by pip
 Fails on spills, on local memory, on a kernel for wgmma without HGMMA, on warnings of the assembler.
@@ -49,11 +50,18 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let (mut check, mut only) = (false, None);
+    let (mut check, mut every, mut only, mut one) = (false, false, None, None);
     let mut args = lexopt::Parser::from_env();
     while let Some(arg) = args.next()? {
         match arg {
             Arg::Long("check") => check = true,
+            Arg::Long("every") => every = true,
+            // How this program compiles in processes of its own.
+            Arg::Long("one") => {
+                let module = args.value()?.to_string_lossy().into_owned();
+                let architecture = args.value()?.to_string_lossy().into_owned();
+                one = Some((module, architecture, PathBuf::from(args.value()?)));
+            }
             Arg::Long("module") => only = Some(args.value()?.to_string_lossy().into_owned()),
             Arg::Long("help") => {
                 print!("{HELP}");
@@ -67,8 +75,11 @@ fn run() -> Result<()> {
         .context("the workspace")?;
     let crate_folder = root.join("attn-kernels-cuda");
     let sources = Sources::read(&crate_folder.join("kernels"))?;
+    if let Some((module, architecture, place)) = one {
+        return build::one(&sources, &module, &architecture, &place);
+    }
     let modules = sources.modules(only.as_deref())?;
-    let built = build::all(&sources, &modules)?;
+    let built = build::all(&sources, &modules, every)?;
     let generated = crate_folder.join("generated");
     let mut findings = Vec::new();
     for module in &modules {

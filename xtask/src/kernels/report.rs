@@ -1,7 +1,7 @@
 //! What the assembler says of each kernel, and what its machine code is made of.
 
 use crate::build::Image;
-use crate::sources::Sources;
+use crate::sources::{Sources, is_shipped};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ impl Report {
                 kernel.mix = mix.get(&name).cloned().unwrap_or_default();
                 report.kernels.entry(name).or_default().push(kernel);
             }
-            let log = image.compiled.log.lines();
+            let log = image.log.lines();
             let bad = log.filter(|line| BAD_REMARKS.iter().any(|remark| line.contains(remark)));
             report
                 .remarks
@@ -106,7 +106,8 @@ impl Report {
             .kernels
             .iter()
             .map(|(name, kernels)| {
-                let each = kernels.iter().map(|kernel| {
+                let shipped = kernels.iter().filter(|kernel| is_shipped(kernel.architecture));
+                let each = shipped.map(|kernel| {
                     let facts = json!({
                         "registers": kernel.registers,
                         "shared": kernel.shared,
@@ -133,7 +134,7 @@ impl Kernel {
 /// The kernels that the assembler speaks of.
 fn kernels(image: &Image) -> Result<Vec<(String, Kernel)>> {
     let mut kernels: Vec<(String, Kernel)> = Vec::new();
-    for line in image.compiled.log.lines() {
+    for line in image.log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
             let name = rest.split('\'').next().unwrap_or_default().to_owned();
             let kernel = Kernel {
@@ -180,7 +181,7 @@ fn mix(image: &Image) -> Result<BTreeMap<String, BTreeMap<&'static str, u64>>> {
         image.architecture,
         std::process::id()
     ));
-    std::fs::write(&file, &image.compiled.cubin)?;
+    std::fs::write(&file, &image.cubin)?;
     let output = Command::new(&tool).arg("-c").arg(&file).output();
     std::fs::remove_file(&file)?;
     let output = output.with_context(|| format!("cannot start {}", tool.display()))?;

@@ -6,10 +6,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Architectures that a module is compiled for.
-const ARCHITECTURES: [&str; 4] = ["80", "86", "90", "120"];
+/// Architectures whose code comes with the crate.
+const SHIPPED: [&str; 2] = ["80", "90"];
+/// With those whose code is only looked at: devices of theirs run PTX, or the code of sm_80.
+const EVERY: [&str; 4] = ["80", "86", "90", "120"];
 /// Those of a module that uses the instructions of one architecture.
 const HOPPER: [&str; 1] = ["90a"];
+
+/// Whether code for an architecture comes with the crate.
+pub(crate) fn is_shipped(architecture: &str) -> bool {
+    SHIPPED.contains(&architecture) || HOPPER.contains(&architecture)
+}
 
 /// All files of the kernels' folder, by name.
 pub(crate) struct Sources {
@@ -85,10 +92,11 @@ impl Sources {
         hex
     }
 
-    pub(crate) fn architectures(&self, module: &str) -> &'static [&'static str] {
-        match self.is_hopper(module) {
-            true => &HOPPER,
-            false => &ARCHITECTURES,
+    pub(crate) fn architectures(&self, module: &str, every: bool) -> &'static [&'static str] {
+        match (self.is_hopper(module), every) {
+            (true, _) => &HOPPER,
+            (false, true) => &EVERY,
+            (false, false) => &SHIPPED,
         }
     }
 

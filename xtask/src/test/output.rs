@@ -2,7 +2,7 @@
 //!
 //! Lines are taken one by one as they come. `Running …` and `Doc-tests …` name the program whose tests follow; `test … ok`
 //! gives an outcome; the part between `successes:` and `test result:` holds what passing tests wrote, and there a line
-//! `SKIPPED path: reason` turns a pass into a skip.
+//! `SKIPPED path: reason` turns a pass into a skip, and a line `BACKEND name: what` says on what a backend's tests ran.
 
 /// How a test ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub(crate) struct Output {
     /// The test whose words are being read.
     speaker: Option<String>,
     results: Vec<TestResult>,
+    /// What backends ran on, as their tests said.
+    backends: Vec<String>,
 }
 
 impl Output {
@@ -66,6 +68,7 @@ impl Output {
             part: Part::Outcomes,
             speaker: None,
             results: Vec::new(),
+            backends: Vec::new(),
         }
     }
 
@@ -144,6 +147,9 @@ impl Output {
             self.speaker = Some(name.to_owned());
         } else if let Some(reason) = skip_reason(line) {
             self.mark_skipped(reason);
+        } else if line.starts_with("BACKEND ") && !self.backends.iter().any(|seen| seen == line) {
+            self.backends.push(line.to_owned());
+            return Line::Shown;
         }
         Line::Hidden
     }
@@ -296,6 +302,15 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             ]
         );
         assert!(results[7].is_doc_test() && !results[6].is_doc_test());
+    }
+
+    #[test]
+    fn what_a_backend_ran_on_is_shown_once() {
+        let log = "test a ... ok\n\nsuccesses:\n\n---- a stdout ----\nBACKEND cuda: emulated\nBACKEND cuda: emulated\n";
+        let (_, lines) = read(log);
+        let of_backend = lines.iter().filter(|(line, _)| line.starts_with("BACKEND"));
+        let kinds: Vec<Line> = of_backend.map(|(_, kind)| *kind).collect();
+        assert_eq!(kinds, [Line::Shown, Line::Hidden]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Small kernels written by hand, and their launch.
 
+#![allow(dead_code, reason = "each test uses a part of it")]
+
 use attn_cuda_emulator::{Emulator, Finding, Options, WarpOrder};
 use attn_kernels_cuda::driver::{Driver, DriverError, Image, Launch};
 
@@ -8,17 +10,17 @@ use attn_kernels_cuda::driver::{Driver, DriverError, Image, Launch};
 /// Registers: `%p`, `%rs`, `%r`, `%f`, `%rd`, `%fd`, `%q` (64-bit). `%rd1` and `%rd2` hold the addresses, `%r1` the thread, `%rd3` the
 /// thread times four, `%rd4` and `%rd5` the addresses plus that, `%r2` the block.
 #[derive(Debug, Clone)]
-pub struct Kernel<'a> {
-    pub target: &'a str,
-    pub module: &'a str,
-    pub body: &'a str,
-    pub grid: u32,
-    pub block: u32,
-    pub shared: u32,
+pub(crate) struct Kernel<'a> {
+    pub(crate) target: &'a str,
+    pub(crate) module: &'a str,
+    pub(crate) body: &'a str,
+    pub(crate) grid: u32,
+    pub(crate) block: u32,
+    pub(crate) shared: u32,
     /// Words of the first allocation, all written, and of the second, of which nothing is.
-    pub input: Vec<u32>,
-    pub output: usize,
-    pub order: WarpOrder,
+    pub(crate) input: Vec<u32>,
+    pub(crate) output: usize,
+    pub(crate) order: WarpOrder,
 }
 
 impl Default for Kernel<'_> {
@@ -39,15 +41,15 @@ impl Default for Kernel<'_> {
 
 /// What a run left behind.
 #[derive(Debug)]
-pub struct Ran {
-    pub device: Emulator,
-    pub output: u64,
-    pub result: Result<(), DriverError>,
+pub(crate) struct Ran {
+    pub(crate) device: Emulator,
+    pub(crate) output: u64,
+    pub(crate) result: Result<(), DriverError>,
 }
 
 impl Ran {
     /// The first words of the output.
-    pub fn words(&self, count: usize) -> Vec<u32> {
+    pub(crate) fn words(&self, count: usize) -> Vec<u32> {
         let mut bytes = vec![0; 4 * count];
         self.device
             .download(self.output, &mut bytes)
@@ -59,14 +61,14 @@ impl Ran {
     }
 
     /// What was found.
-    pub fn finding(&self) -> Option<Finding> {
+    pub(crate) fn finding(&self) -> Option<Finding> {
         self.device.last_finding()
     }
 }
 
 impl Kernel<'_> {
     /// Its text.
-    pub fn ptx(&self) -> String {
+    pub(crate) fn ptx(&self) -> String {
         format!(
             "
 .version 9.0
@@ -97,7 +99,7 @@ impl Kernel<'_> {
     }
 
     /// Runs it on a device of its own.
-    pub fn run(&self) -> Ran {
+    pub(crate) fn run(&self) -> Ran {
         let device = Emulator::new(Options {
             capability: if self.target == "sm_90a" {
                 (9, 0)

@@ -25,6 +25,18 @@ pub(super) struct Class {
     step: u32,
 }
 
+impl Class {
+    /// Rows of a block.
+    const fn tile(&self) -> u32 {
+        self.warps * ROWS as u32
+    }
+
+    /// Bytes: two tiles of the block's own rows, two of the other ones' in two stages.
+    const fn shared(&self, step: u32) -> u32 {
+        (2 * self.tile() + 4 * step) * self.depth * size_of::<u16>() as u32
+    }
+}
+
 const PLAIN_STEP: u32 = 64;
 const CLASSES: [Class; 2] = [
     Class {
@@ -70,11 +82,12 @@ pub(super) fn launch(
     params: &Attend,
 ) -> Result<(), CudaError> {
     let params = with_aligned_scratch(params);
-    let (kind, step) = match is_plain(&params) {
+    let fits = class.shared(PLAIN_STEP) <= device.info().shared_per_block;
+    let (kind, step) = match fits && is_plain(&params) {
         true => ("plain", PLAIN_STEP),
         false => ("full", class.step),
     };
-    let tile = class.warps * ROWS as u32;
+    let tile = class.tile();
     let passes = [
         ("queries", params.query_length, params.heads),
         ("keys", params.key_length, params.key_heads),
@@ -92,8 +105,7 @@ pub(super) fn launch(
                 name: &name,
                 blocks: u64::from(params.batches) * u64::from(heads) * tiles,
                 threads: class.warps * 32,
-                // Two tiles of the block's own rows, two of the other ones' in two stages.
-                shared: (2 * tile + 4 * step) * class.depth * size_of::<u16>() as u32,
+                shared: class.shared(step),
             },
             &params,
         )?;

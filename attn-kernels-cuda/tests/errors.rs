@@ -1,0 +1,155 @@
+//! What a device refuses is a typed error, nothing of the call is left on it, and the next call works.
+
+use attn_core::{
+    Attention, AttentionShape, Backend, Dims, Error, HostView, HostViewMut, Kernels, View, ViewMut,
+};
+use attn_cuda_emulator::{Emulator, Options};
+use attn_kernels_cuda::driver::DriverError;
+use attn_kernels_cuda::{Cuda, CudaDevice, CudaError, Device, DeviceBuffer};
+use std::sync::Arc;
+
+fn emulator(options: Options) -> (Arc<Emulator>, Cuda) {
+    let emulator = Arc::new(Emulator::new(options));
+    let driver: Arc<Emulator> = Arc::clone(&emulator);
+    (emulator, Cuda::on(CudaDevice::with_driver(driver)))
+}
+
+/// Attention of queries over themselves.
+fn attend(cuda: &Cuda, length: usize) -> Result<Vec<f32>, Error> {
+    let shape = [length, 1, 8];
+    let x = vec![0.5f32; length * 8];
+    let view = HostView::new(&x, &shape)?;
+    let mut out = vec![f32::NAN; x.len()];
+    let to = HostViewMut::new(&mut out, &shape)?;
+    cuda.attend(Attention::new(view, view, view), to, &mut [])?;
+    Ok(out)
+}
+
+#[test]
+fn without_memory_a_call_fails_leaves_nothing_and_the_next_works() {
+    let (emulator, cuda) = emulator(Options {
+        memory: 1 << 20,
+        ..Options::default()
+    });
+    attend(&cuda, 4).unwrap();
+    let alive = emulator.allocations();
+    let error = attend(&cuda, 1 << 15).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Device { operation: "allocation", code: DriverError::OUT_OF_MEMORY, .. }
+        ),
+        "{error}"
+    );
+    assert!(matches!(
+        cuda.last_error(),
+        Some(CudaError::OutOfMemory { bytes }) if bytes >= 1 << 20
+    ));
+    assert_eq!(cuda.last_error(), None, "it is forgotten once it was told");
+    assert_eq!(emulator.allocations(), alive);
+    assert_eq!(attend(&cuda, 4).unwrap(), [0.5; 32]);
+}
+
+#[test]
+fn a_wrong_call_leaves_nothing_on_the_device() {
+    let (emulator, cuda) = emulator(Options::default());
+    let x = vec![0.5f32; 32];
+    let view = HostView::new(&x, &[4, 1, 8]).unwrap();
+    let mut out = vec![7.0f32; 24];
+    let to = HostViewMut::new(&mut out, &[3, 1, 8]).unwrap();
+    let error = cuda
+        .attend(Attention::new(view, view, view), to, &mut [])
+        .unwrap_err();
+    assert!(matches!(error, Error::Shape { argument: "output", .. }), "{error}");
+    assert_eq!(out, [7.0; 24]);
+    assert_eq!(emulator.allocations(), 0);
+    assert_eq!(cuda.last_error(), None, "an argument is no fault of the device");
+}
+
+#[test]
+fn a_device_too_old_is_named() {
+    let (_, cuda) = emulator(Options {
+        capability: (7, 5),
+        ..Options::default()
+    });
+    let error = attend(&cuda, 4).unwrap_err();
+    assert!(matches!(error, Error::Device { operation: "loading code", .. }), "{error}");
+    assert!(matches!(
+        cuda.last_error(),
+        Some(CudaError::NoCode { capability: (7, 5), .. })
+    ));
+}
+
+/// Views of one element with the stride 0 along every axis: as many queries as one likes.
+fn repeated<'a>(
+    buffer: &'a DeviceBuffer<f32>,
+    shape: &[usize],
+) -> Result<View<'a, Device, f32>, Error> {
+    let layout = attn_core::Layout::strided(0, Dims::new(shape)?, &vec![0; shape.len()])?;
+    View::with_layout(buffer, layout)
+}
+
+#[test]
+fn lengths_beyond_a_launch_are_refused() {
+    let (_, cuda) = emulator(Options::default());
+    let device = cuda.device();
+    let one = device.upload(&[1.0f32]).unwrap();
+    let few = [1, 1, 1];
+    for (queries, keys) in [([1usize << 31, 1, 1], few), (few, [1 << 31, 1, 1])] {
+        let [query, key] = [queries, keys].map(|shape| repeated(&one, &shape).unwrap());
+        let call = Attention::new(query, key, key);
+        let shape: AttentionShape = call.shape().unwrap();
+        // No buffer is that long: an output of one query, or the check of the shape before it.
+        let mut out = device.buffer::<f32>(1).unwrap();
+        let to = ViewMut::new(&mut out, &few).unwrap();
+        let mut scratch = device
+            .buffer(Kernels::<f32>::attend_scratch(device, &shape))
+            .unwrap();
+        let error = device.attend(call, to, &mut scratch).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                CudaError::Core(Error::Shape { .. } | Error::TooLarge { .. })
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn buffers_of_other_lengths_are_not_copied() {
+    let (_, cuda) = emulator(Options::default());
+    let buffer = cuda.device().upload(&[1.0f32, 2.0]).unwrap();
+    let error = cuda.device().download(&buffer, &mut [0.0f32; 3]);
+    assert!(matches!(
+        error,
+        Err(CudaError::Core(Error::Buffer { got: 3, wanted: 2, .. }))
+    ));
+}
+
+#[test]
+fn without_a_driver_the_error_says_what_to_install() {
+    // On a machine with a device there is nothing to see.
+    if let Err(error) = Cuda::new(0) {
+        let words = error.to_string();
+        assert!(
+            matches!(
+                error,
+                CudaError::NoDriver { .. } | CudaError::OldDriver { .. } | CudaError::NoDevice { .. }
+            ),
+            "{words}"
+        );
+        assert!(words.contains("CPU backend") || words.contains("newer driver"), "{words}");
+    }
+}
+
+#[test]
+fn a_number_beyond_all_devices_is_refused() {
+    assert!(Cuda::new(usize::MAX).is_err());
+}
+
+#[test]
+fn the_backend_names_itself() {
+    let (_, cuda) = emulator(Options::default());
+    assert_eq!(cuda.name(), "attn-kernels-cuda");
+}
