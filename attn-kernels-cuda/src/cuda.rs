@@ -41,13 +41,6 @@ impl CudaDevice {
         }
     }
 
-    /// Whether gradients of attention in 16 bits may be summed in whatever order blocks end: faster, and other last bits each time.
-    #[must_use]
-    pub const fn with_nondeterministic_gradients(mut self, allowed: bool) -> Self {
-        self.options.nondeterministic_gradients = allowed;
-        self
-    }
-
     /// Whether a few queries over many keys may be cut over the keys and their parts merged: much faster where batch and heads do
     /// not fill the device, repeatable, but not to the bits of the same queries among many.
     #[must_use]

@@ -234,13 +234,15 @@ impl Driver for Nvidia {
     fn allocate(&self, bytes: usize) -> Result<u64, DriverError> {
         let is_ordered = self.stream.context().has_async_alloc();
         self.run("allocation", |stream| {
-            // SAFETY: the memory is used on this stream alone, and nothing reads it before it is written.
+            if is_ordered {
+                // SAFETY: the memory is used on this stream alone, and nothing reads it before it is written.
+                #[expect(unsafe_code, reason = "a function of C")]
+                return unsafe { result::malloc_async(stream, bytes) };
+            }
+            // SAFETY: nothing reads the memory before it is written.
             #[expect(unsafe_code, reason = "a function of C")]
             unsafe {
-                match is_ordered {
-                    true => result::malloc_async(stream, bytes),
-                    false => result::malloc_sync(bytes),
-                }
+                result::malloc_sync(bytes)
             }
         })
     }
@@ -249,13 +251,15 @@ impl Driver for Nvidia {
         let is_ordered = self.stream.context().has_async_alloc();
         // A failure here is an earlier launch's, which the next operation reports.
         let _ = self.run("giving memory back", |stream| {
+            if is_ordered {
+                // SAFETY: the address came from `allocate` on this stream and is given back once, by its buffer.
+                #[expect(unsafe_code, reason = "a function of C")]
+                return unsafe { result::free_async(address, stream) };
+            }
             // SAFETY: the address came from `allocate` and is given back once, by its buffer.
             #[expect(unsafe_code, reason = "a function of C")]
             unsafe {
-                match is_ordered {
-                    true => result::free_async(address, stream),
-                    false => result::free_sync(address),
-                }
+                result::free_sync(address)
             }
         });
     }

@@ -3,8 +3,6 @@
 /// Trades of speed for the same bits each time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Options {
-    /// Whether gradients of 16-bit attention may be summed in any order.
-    pub(crate) nondeterministic_gradients: bool,
     /// Whether few queries over many keys may be cut over the keys.
     pub(crate) split_decode: bool,
     /// Whether large products may be computed by the vendor's library.

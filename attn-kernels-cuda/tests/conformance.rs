@@ -5,12 +5,17 @@
 
 use attn_cuda_emulator::{Emulator, Options};
 use attn_kernels_cuda::{Cuda, CudaDevice, CudaError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// The backend that all tests share: its modules are loaded once.
+/// Backends that tests take turns with: an emulator does one launch after another, and its modules are read once.
+const SHARED: usize = 2;
+
 fn backend() -> Result<Cuda, CudaError> {
-    static SHARED: OnceLock<Result<Cuda, CudaError>> = OnceLock::new();
-    let opened = SHARED.get_or_init(|| {
+    static BACKENDS: [OnceLock<Result<Cuda, CudaError>>; SHARED] = [const { OnceLock::new() }; SHARED];
+    static TURN: AtomicUsize = AtomicUsize::new(0);
+    let shared = &BACKENDS[TURN.fetch_add(1, Ordering::Relaxed) % SHARED];
+    let opened = shared.get_or_init(|| {
         let opened = open();
         if let Ok(cuda) = &opened {
             eprintln!("BACKEND cuda: {:?}", cuda.device().info());

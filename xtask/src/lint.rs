@@ -45,6 +45,12 @@ const FENCED: &[(&str, &str)] = &[
         "hands matrices to a library",
     ),
     ("attn-kernels-cuda/src/nvidia/library.rs", "a library of C"),
+    ("attn-kernels-cuda/src/nvidia.rs", "a library of C"),
+    ("attn-kernels-cuda/src/nvrtc.rs", "a library of C"),
+    ("attn-kernels-cuda/src/driver.rs", "a kernel accesses what it is told"),
+    ("attn-kernels-cuda/src/launch.rs", "starts kernels"),
+    ("attn-kernels-cuda/src/params.rs", "vouches for addresses"),
+    ("attn-kernels-cuda/src/device.rs", "memory of the caller's"),
     (
         "attn-kernels-cuda/emulator/src/emulator.rs",
         "implements a trait with an unsafe method",

@@ -18,6 +18,8 @@
 )]
 
 mod build;
+#[cfg(test)]
+mod committed;
 mod report;
 mod sources;
 
