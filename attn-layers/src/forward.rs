@@ -56,7 +56,7 @@ pub(crate) fn init_cache(
 ) -> Result<AnyCache> {
     let [query, key, value] = resolve(call)?;
     let sizes = Sizes::new(layer, &query)?;
-    let projected = |scope: &'static str, input: &TensorView<'_>| {
+    let projected = |scope: &'static str, input: &TensorView<'_>| -> Result<_> {
         let dense = sizes.input(params, scope, input, layer.use_bias)?;
         let dtype = promote(inexact(layer.dtype)?, dense.scalars(input));
         let rows = &input.shape()[..input.shape().rank() - 1];
