@@ -5,6 +5,10 @@ use core::fmt;
 
 /// Why CUDA cannot compute.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would cost an allocation on the path of wrong arguments"
+)]
 #[non_exhaustive]
 pub enum CudaError {
     /// The driver's library is not on this machine.

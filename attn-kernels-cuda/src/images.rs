@@ -166,11 +166,7 @@ pub(crate) fn for_device(module: Module, device: &DeviceInfo) -> Result<Loaded, 
 
 /// Code made on this machine, for devices that take machine code.
 #[cfg(feature = "driver")]
-fn compiled(
-    module: Module,
-    device: &DeviceInfo,
-    missing: CudaError,
-) -> Result<Loaded, CudaError> {
+fn compiled(module: Module, device: &DeviceInfo, missing: CudaError) -> Result<Loaded, CudaError> {
     match device.wants_ptx || device.capability < (8, 0) {
         true => Err(missing),
         false => crate::sources::compiled(module, device).map(Loaded::Cubin),
@@ -217,7 +213,11 @@ mod tests {
                 );
             }
             // A newer device compiles PTX, and so does what executes it.
-            for device in [device(10, 0, false), device(12, 0, false), device(8, 0, true)] {
+            for device in [
+                device(10, 0, false),
+                device(12, 0, false),
+                device(8, 0, true),
+            ] {
                 let loaded = for_device(module, &device).unwrap();
                 assert!(
                     matches!(loaded, Loaded::Ptx(text) if text.contains(".target sm_80")),
@@ -235,13 +235,18 @@ mod tests {
         assert!(for_device(module, &device(9, 0, false)).is_ok());
         assert!(matches!(
             for_device(module, &device(10, 0, true)),
-            Err(CudaError::NoCode { capability: (10, 0), .. })
+            Err(CudaError::NoCode {
+                capability: (10, 0),
+                ..
+            })
         ));
     }
 
     #[test]
     fn old_devices_are_refused_by_their_number() {
-        let error = for_device(Module::Norm, &device(7, 5, false)).err().unwrap();
+        let error = for_device(Module::Norm, &device(7, 5, false))
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("7.5"), "{error}");
     }
 

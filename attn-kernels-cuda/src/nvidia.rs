@@ -423,7 +423,7 @@ impl Drop for Nvidia {
         let modules = self
             .modules
             .get_mut()
-            .map_or_else(PoisonError::into_inner, |modules| modules);
+            .unwrap_or_else(PoisonError::into_inner);
         let loaded = core::mem::take(&mut modules.loaded);
         for module in loaded {
             // A failure leaves the module to the context's end.

@@ -64,7 +64,8 @@ pub(crate) fn compiled(module: Module, device: &DeviceInfo) -> Result<Vec<u8>, C
     let (major, minor) = device.capability;
     let exact = if module.is_exact() { "a" } else { "" };
     let architecture = format!("sm_{major}{minor}{exact}");
-    let kept = folder().map(|folder| folder.join(format!("{}.{architecture}.cubin", module.name())));
+    let kept =
+        folder().map(|folder| folder.join(format!("{}.{architecture}.cubin", module.name())));
     if let Some(code) = kept.as_deref().and_then(|path| std::fs::read(path).ok()) {
         return Ok(code);
     }
@@ -122,7 +123,11 @@ mod tests {
             .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
             .collect();
         found.sort();
-        let mut listed: Vec<&str> = HEADERS.iter().chain(MODULES).map(|(name, _)| *name).collect();
+        let mut listed: Vec<&str> = HEADERS
+            .iter()
+            .chain(MODULES)
+            .map(|(name, _)| *name)
+            .collect();
         listed.sort_unstable();
         assert_eq!(found, listed);
     }

@@ -1,6 +1,10 @@
 //! The conformance suite: on device 0 if there is one, else on the emulator, which runs the same PTX. `ATTN_CUDA` chooses: `device` or
 //! `emulator`.
-
+#![expect(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a test has std"
+)]
 #![expect(clippy::print_stderr, reason = "the log must say what ran")]
 
 use attn_cuda_emulator::{Emulator, Options};
@@ -12,7 +16,8 @@ use std::sync::{Arc, OnceLock};
 const SHARED: usize = 2;
 
 fn backend() -> Result<Cuda, CudaError> {
-    static BACKENDS: [OnceLock<Result<Cuda, CudaError>>; SHARED] = [const { OnceLock::new() }; SHARED];
+    static BACKENDS: [OnceLock<Result<Cuda, CudaError>>; SHARED] =
+        [const { OnceLock::new() }; SHARED];
     static TURN: AtomicUsize = AtomicUsize::new(0);
     let shared = &BACKENDS[TURN.fetch_add(1, Ordering::Relaxed) % SHARED];
     let opened = shared.get_or_init(|| {

@@ -1,4 +1,9 @@
 //! Few queries over keys that are cut into spans get what they get when the keys are not cut, but for rounding.
+#![expect(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a test has std"
+)]
 
 use attn_core::{
     Attention, Causal, Element, FullyMasked, Host, HostView, HostViewMut, Kernels, Mask, bf16, f16,

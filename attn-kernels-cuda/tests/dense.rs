@@ -1,5 +1,10 @@
 //! The kernels of dense layers give an element the same bits whichever of them computes it, and however its arrays lie; layer norm of
 //! deep rows is as exact as that of short ones.
+#![expect(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a test has std"
+)]
 
 use attn_core::{
     Dims, Element, Host, HostView, HostViewMut, Kernels, Layout, NormalizeBackward, Projection,

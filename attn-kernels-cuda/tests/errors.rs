@@ -1,4 +1,5 @@
 //! What a device refuses is a typed error, nothing of the call is left on it, and the next call works.
+#![expect(clippy::std_instead_of_alloc, reason = "a test has std")]
 
 use attn_core::{
     Attention, AttentionShape, Backend, Dims, Error, HostView, HostViewMut, Kernels, View, ViewMut,
@@ -37,7 +38,11 @@ fn without_memory_a_call_fails_leaves_nothing_and_the_next_works() {
     assert!(
         matches!(
             error,
-            Error::Device { operation: "allocation", code: DriverError::OUT_OF_MEMORY, .. }
+            Error::Device {
+                operation: "allocation",
+                code: DriverError::OUT_OF_MEMORY,
+                ..
+            }
         ),
         "{error}"
     );
@@ -60,10 +65,23 @@ fn a_wrong_call_leaves_nothing_on_the_device() {
     let error = cuda
         .attend(Attention::new(view, view, view), to, &mut [])
         .unwrap_err();
-    assert!(matches!(error, Error::Shape { argument: "output", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Shape {
+                argument: "output",
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert_eq!(out, [7.0; 24]);
     assert_eq!(emulator.allocations(), 0);
-    assert_eq!(cuda.last_error(), None, "an argument is no fault of the device");
+    assert_eq!(
+        cuda.last_error(),
+        None,
+        "an argument is no fault of the device"
+    );
 }
 
 #[test]
@@ -73,10 +91,22 @@ fn a_device_too_old_is_named() {
         ..Options::default()
     });
     let error = attend(&cuda, 4).unwrap_err();
-    assert!(matches!(error, Error::Device { operation: "loading code", .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            Error::Device {
+                operation: "loading code",
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert!(matches!(
         cuda.last_error(),
-        Some(CudaError::NoCode { capability: (7, 5), .. })
+        Some(CudaError::NoCode {
+            capability: (7, 5),
+            ..
+        })
     ));
 }
 
@@ -123,7 +153,11 @@ fn buffers_of_other_lengths_are_not_copied() {
     let error = cuda.device().download(&buffer, &mut [0.0f32; 3]);
     assert!(matches!(
         error,
-        Err(CudaError::Core(Error::Buffer { got: 3, wanted: 2, .. }))
+        Err(CudaError::Core(Error::Buffer {
+            got: 3,
+            wanted: 2,
+            ..
+        }))
     ));
 }
 
@@ -135,11 +169,16 @@ fn without_a_driver_the_error_says_what_to_install() {
         assert!(
             matches!(
                 error,
-                CudaError::NoDriver { .. } | CudaError::OldDriver { .. } | CudaError::NoDevice { .. }
+                CudaError::NoDriver { .. }
+                    | CudaError::OldDriver { .. }
+                    | CudaError::NoDevice { .. }
             ),
             "{words}"
         );
-        assert!(words.contains("CPU backend") || words.contains("newer driver"), "{words}");
+        assert!(
+            words.contains("CPU backend") || words.contains("newer driver"),
+            "{words}"
+        );
     }
 }
 

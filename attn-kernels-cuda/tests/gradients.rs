@@ -1,5 +1,6 @@
 //! Gradients of 16-bit attention over several tiles, on the emulator, beside plain arithmetic in f64: which kernels ran, and how far
 //! off they are.
+#![expect(clippy::std_instead_of_alloc, reason = "a test has std")]
 
 use attn_core::conformance::{Maths, Reference};
 use attn_core::{

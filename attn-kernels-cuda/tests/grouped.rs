@@ -1,4 +1,5 @@
 //! Grouped heads beside as many heads of keys and values, each repeated for its group.
+#![expect(clippy::std_instead_of_alloc, reason = "a test has std")]
 
 use attn_core::{
     Attention, AttentionBackward, Causal, Dropout, Element, Error, FullyMasked, HostView,

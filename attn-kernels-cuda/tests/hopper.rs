@@ -1,4 +1,5 @@
 //! Calls that the wgmma kernels serve, on the emulator, against sums in f64.
+#![expect(clippy::std_instead_of_alloc, reason = "a test has std")]
 
 use attn_core::{Attention, Causal, Element, Error, HostView, HostViewMut, Kernels, bf16, f16};
 use attn_cuda_emulator::{Emulator, Options, WarpOrder};

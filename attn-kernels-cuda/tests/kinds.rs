@@ -1,4 +1,9 @@
 //! The kernel for many queries without mask, bias or weights, and the one for everything else, give a row the same bits.
+#![expect(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a test has std"
+)]
 
 use attn_core::{
     Attention, Causal, Element, FullyMasked, Host, HostView, HostViewMut, Kernels, bf16, f16,

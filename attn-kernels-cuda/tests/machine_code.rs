@@ -1,4 +1,5 @@
 //! What the assembler made of every kernel: a change of registers, shared memory or instructions shows in the snapshot.
+#![expect(clippy::std_instead_of_core, reason = "a test has std")]
 
 use serde_json::Value;
 use std::fmt::Write;
@@ -9,7 +10,10 @@ fn reports() -> Vec<Value> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("generated");
     let files = std::fs::read_dir(folder).expect("a folder");
     let mut paths: Vec<_> = files.map(|file| file.expect("an entry").path()).collect();
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "json")
+    });
     paths.sort();
     let read = |path| std::fs::read_to_string(path).expect("text");
     let reports = paths.iter().map(read);

@@ -48,7 +48,7 @@ fn all_must_pass(cases: &[PathBuf]) {
         .iter()
         .map(|case| replay(case, &cuda))
         .filter(|report| !report.passed())
-        .map(|report| report.to_string())
+        .map(|report| format!("{report} {}", report.to_json()))
         .collect();
     assert!(
         failures.is_empty(),
@@ -214,7 +214,9 @@ fn arrays_stay_on_the_device_from_layer_to_layer() {
     let x = numbers(x_len(), 9);
     let got = two_layers_on_the_device(&x).expect("a device that computes");
     let wanted = two_layers_on_the_host(&x).expect("sizes that fit");
-    let largest = wanted.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    let largest = wanted
+        .iter()
+        .fold(0.0f32, |largest, x| largest.max(x.abs()));
     for (index, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
         // Both round 2 x 48 sums of 16 terms in their own order.
         let allowed = 100.0 * f32::EPSILON * largest;

@@ -27,11 +27,25 @@ pub(crate) fn command(mut args: lexopt::Parser) -> Result<()> {
 }
 
 fn pack(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot make {}", folder.display()))?;
-    let mut tests = cargo(&["test", "--no-run", "-p", "attn-kernels-cuda", "--test", "conformance"]);
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let mut tests = cargo(&[
+        "test",
+        "--no-run",
+        "-p",
+        "attn-kernels-cuda",
+        "--test",
+        "conformance",
+    ]);
     copy(&mut tests, "conformance", &folder.join("conformance"))?;
-    let mut bench = cargo(&["build", "-p", "xtask", "--bin", "xtask-gpu", "--features", "gpu"]);
+    let mut bench = cargo(&[
+        "build",
+        "-p",
+        "xtask",
+        "--bin",
+        "xtask-gpu",
+        "--features",
+        "gpu",
+    ]);
     copy(&mut bench, "xtask-gpu", &folder.join("xtask-gpu"))?;
     std::fs::write(folder.join("check.sh"), SCRIPT)?;
     std::fs::write(folder.join("torch_peer.py"), PEER)?;
@@ -52,7 +66,12 @@ fn pack(folder: &Path) -> Result<()> {
 fn cargo(args: &[&str]) -> Command {
     let mut command = shell::cargo();
     command.args(args);
-    command.args(["--release", "--quiet", "--config", "profile.release.strip=true"]);
+    command.args([
+        "--release",
+        "--quiet",
+        "--config",
+        "profile.release.strip=true",
+    ]);
     command.args(["--message-format", "json-render-diagnostics"]);
     command
 }

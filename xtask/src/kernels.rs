@@ -10,7 +10,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Pinned: the driver's CUDA version must not be older than the compiler's.
-const PACKAGES: [&str; 2] = ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-nvdisasm==13.5.37"];
+const PACKAGES: [&str; 2] = [
+    "nvidia-cuda-nvrtc==13.0.88",
+    "nvidia-cuda-nvdisasm==13.5.37",
+];
 
 pub(crate) fn command(mut args: lexopt::Parser) -> Result<()> {
     let mut folder = None;

@@ -47,7 +47,10 @@ const FENCED: &[(&str, &str)] = &[
     ("attn-kernels-cuda/src/nvidia/library.rs", "a library of C"),
     ("attn-kernels-cuda/src/nvidia.rs", "a library of C"),
     ("attn-kernels-cuda/src/nvrtc.rs", "a library of C"),
-    ("attn-kernels-cuda/src/driver.rs", "a kernel accesses what it is told"),
+    (
+        "attn-kernels-cuda/src/driver.rs",
+        "a kernel accesses what it is told",
+    ),
     ("attn-kernels-cuda/src/launch.rs", "starts kernels"),
     ("attn-kernels-cuda/src/params.rs", "vouches for addresses"),
     ("attn-kernels-cuda/src/device.rs", "memory of the caller's"),

@@ -80,9 +80,9 @@ fn cuda_backend() -> Result<Chosen> {
         Ok(cuda) => cuda,
         Err(error) => {
             eprintln!("no device ({error}): the kernels' PTX is emulated");
-            Cuda::on(CudaDevice::with_driver(std::sync::Arc::new(
-                Emulator::new(Options::default()),
-            )))
+            Cuda::on(CudaDevice::with_driver(std::sync::Arc::new(Emulator::new(
+                Options::default(),
+            ))))
         }
     };
     eprintln!("CUDA: {:?}", cuda.device());

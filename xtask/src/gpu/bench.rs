@@ -21,7 +21,10 @@ pub(crate) fn run(prefixes: &[String], once: bool, json: Option<&Path>) -> Resul
     let device = CudaDevice::on_stream(Arc::clone(&stream))?.with_split_decode(true);
     println!("{:?}", device.info());
     let wanted = |case: &Case| {
-        prefixes.is_empty() || prefixes.iter().any(|prefix| case.name().starts_with(prefix))
+        prefixes.is_empty()
+            || prefixes
+                .iter()
+                .any(|prefix| case.name().starts_with(prefix))
     };
     let mut results = Vec::new();
     for case in cases::all().into_iter().filter(wanted) {

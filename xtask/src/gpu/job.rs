@@ -2,11 +2,11 @@
 
 use crate::cases::{Case, Operation};
 use anyhow::Result;
-use attn_kernels_cuda::{CudaDevice, CudaError, Device, DeviceBuffer};
 use attn_core::{
     Attention, AttentionBackward, AttentionShape, Causal, DenseKernel, Dims, Element, Kernels,
     Projection, RowOrder, View, ViewMut,
 };
+use attn_kernels_cuda::{CudaDevice, CudaError, Device, DeviceBuffer};
 
 /// Sets of arrays: calls take turns on them, so that none finds its arrays in the cache from its last turn.
 const SETS: usize = 3;
@@ -204,7 +204,9 @@ fn numbers<T: Element>(count: usize, seed: u64) -> Vec<T> {
         .map(|_| {
             let mut sum = 0.0;
             for _ in 0..4 {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
                 sum += (state >> 33) as f64 / f64::from(1u32 << 31) - 0.5;
             }
             T::from_f64(sum * 1.7)

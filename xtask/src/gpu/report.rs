@@ -67,7 +67,11 @@ fn page(report: &Value, cases: &[Value]) -> String {
         escaped(device)
     );
     for part in report["parts"].as_array().into_iter().flatten() {
-        let _ = writeln!(page, "<p>{}</p>", escaped(part.as_str().unwrap_or_default()));
+        let _ = writeln!(
+            page,
+            "<p>{}</p>",
+            escaped(part.as_str().unwrap_or_default())
+        );
     }
     page.push_str("<div class=\"legend\">\n");
     for (colour, runner) in RUNNERS.iter().enumerate() {
@@ -112,7 +116,10 @@ fn rates(cases: &[Value], operation: &str, depth: u64, causal: bool) -> String {
             .iter()
             .filter_map(|case| {
                 let ms = case["times"][*runner].as_f64()?;
-                Some((case["key_length"].as_f64()?, case["operations"].as_f64()? / ms / 1e9))
+                Some((
+                    case["key_length"].as_f64()?,
+                    case["operations"].as_f64()? / ms / 1e9,
+                ))
             })
             .collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -132,7 +139,10 @@ fn rates(cases: &[Value], operation: &str, depth: u64, causal: bool) -> String {
         label: title.clone(),
         x_axis: "length".to_owned(),
         y_axis: "TFLOP/s".to_owned(),
-        lines: lines.into_iter().filter(|line| !line.points.is_empty()).collect(),
+        lines: lines
+            .into_iter()
+            .filter(|line| !line.points.is_empty())
+            .collect(),
         number: |value| format!("{value:.0}"),
     };
     format!(
@@ -189,7 +199,9 @@ fn table(cases: &[Value]) -> String {
         let rate = |amount: &Value, unit: f64| {
             let ms = case["times"]["own"].as_f64();
             ms.zip(amount.as_f64())
-                .map_or(String::new(), |(ms, amount)| format!("{:.2}", amount / ms / unit))
+                .map_or(String::new(), |(ms, amount)| {
+                    format!("{:.2}", amount / ms / unit)
+                })
         };
         let _ = writeln!(
             table,

@@ -45,7 +45,11 @@ pub(crate) fn all(sources: &Sources, modules: &[String], every: bool) -> Result<
                 {
                     let image = in_a_process(module, architecture);
                     if let Ok(mut done) = done.lock() {
-                        eprintln!("{}/{} {module} sm_{architecture}", done.len() + 1, jobs.len());
+                        eprintln!(
+                            "{}/{} {module} sm_{architecture}",
+                            done.len() + 1,
+                            jobs.len()
+                        );
                         done.push(image);
                     }
                 }

@@ -85,7 +85,10 @@ fn run() -> Result<()> {
     let generated = crate_folder.join("generated");
     let mut findings = Vec::new();
     for module in &modules {
-        let images: Vec<_> = built.iter().filter(|image| image.module == *module).collect();
+        let images: Vec<_> = built
+            .iter()
+            .filter(|image| image.module == *module)
+            .collect();
         let report = Report::new(&sources, module, &images)?;
         findings.extend(report.findings());
         report.print();

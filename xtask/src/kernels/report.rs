@@ -106,7 +106,9 @@ impl Report {
             .kernels
             .iter()
             .map(|(name, kernels)| {
-                let shipped = kernels.iter().filter(|kernel| is_shipped(kernel.architecture));
+                let shipped = kernels
+                    .iter()
+                    .filter(|kernel| is_shipped(kernel.architecture));
                 let each = shipped.map(|kernel| {
                     let facts = json!({
                         "registers": kernel.registers,
@@ -216,8 +218,5 @@ fn opcode(line: &str) -> Option<&str> {
     } else {
         first
     };
-    opcode
-        .trim_end_matches(';')
-        .split('.')
-        .next()
+    opcode.trim_end_matches(';').split('.').next()
 }

@@ -43,7 +43,10 @@ impl Sources {
 
     /// Names of the modules, or the one that is asked for.
     pub(crate) fn modules(&self, only: Option<&str>) -> Result<Vec<String>> {
-        let all = self.files.keys().filter_map(|name| name.strip_suffix(".cu"));
+        let all = self
+            .files
+            .keys()
+            .filter_map(|name| name.strip_suffix(".cu"));
         let modules: Vec<String> = all
             .filter(|name| only.is_none_or(|only| only == *name))
             .map(str::to_owned)
