@@ -358,14 +358,33 @@ DEVICE void by_queries(const Attend& p) {
     products<T, D>(d_p, d_out, value_tiles + stage + columns_lane);
     u32 left[STEP / 16][4];
     if constexpr (FULL) {
-      float share[2] = {0.f, 0.f};
+      float share[2] = {0.f, 0.f}, total[2] = {0.f, 0.f};
 #pragma unroll
       for (int n = 0; n < STEP / 8; n++) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
           const u32 bit = n * 4 + i, at = row + lane / 4 + i / 2 * 8, column = first_key + n * 8 + lane % 4 * 2 + i % 2;
           p_s[n][i] = extras.weight(p, p_s[n][i], at, column, marks.seen >> bit & 1, m[i / 2], log_l[i / 2]);
-          d_p[n][i] *= extras.factor(marks.kept >> bit & 1);
+          total[i / 2] += p_s[n][i];
+        }
+      }
+      if (alone) {
+        // The sum that statistics have is rounded. Where a row sees one key, its weight is 1 and its score has no gradient.
+        total[0] = quad_sum(total[0]);
+        total[1] = quad_sum(total[1]);
+#pragma unroll
+        for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            if (total[i / 2] > 0.f) p_s[n][i] = __fdiv_rn(p_s[n][i], total[i / 2]);
+          }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < STEP / 8; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          d_p[n][i] *= extras.factor(marks.kept >> (n * 4 + i) & 1);
           // A hidden key has no part in it, be its value what it may.
           if (p_s[n][i] != 0.f) share[i / 2] = fmaf(p_s[n][i], d_p[n][i], share[i / 2]);
         }
