@@ -1,7 +1,7 @@
 //! The README's support table, made from the results of the conformance tests.
 //!
-//! Rows are groups of tests, columns instruction sets, a cell the dtypes that pass. An instruction set that this machine lacks
-//! keeps the column that the README has, so the table is the same wherever it is checked.
+//! Rows are groups of tests, columns instruction sets and the CUDA backend, a cell the dtypes that pass. An instruction set that this
+//! machine lacks keeps the column that the README has, so the table is the same wherever it is checked.
 
 use crate::shell;
 use crate::test::matrix::{DTYPES, ISAS, Place};
@@ -13,6 +13,17 @@ use std::collections::BTreeMap;
 
 const BEGIN: &str = "<!-- support:begin -->";
 const END: &str = "<!-- support:end -->";
+
+/// The columns: the instruction sets, and the other backend.
+const COLUMNS: [&str; ISAS.len() + 1] = {
+    let mut columns = ["cuda"; ISAS.len() + 1];
+    let mut n = 0;
+    while n < ISAS.len() {
+        columns[n] = ISAS[n].name;
+        n += 1;
+    }
+    columns
+};
 
 /// A cell where every dtype passes.
 const ALL: &str = "✓";
@@ -80,14 +91,9 @@ impl Table {
                 continue;
             };
             if table.group(place.group).is_none() {
-                let row = ISAS
+                let row = COLUMNS
                     .iter()
-                    .map(|isa| {
-                        (
-                            isa.name.to_owned(),
-                            cell(conformance(), isa.name, place.group),
-                        )
-                    })
+                    .map(|name| ((*name).to_owned(), cell(conformance(), name, place.group)))
                     .collect();
                 table.groups.push((place.group.to_owned(), row));
             }
@@ -140,16 +146,16 @@ impl Table {
 
 impl core::fmt::Display for Table {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let names = ISAS.map(|isa| format!("`{}`", isa.name));
+        let names = COLUMNS.map(|name| format!("`{name}`"));
         writeln!(f, "\n| tests | {} |", names.join(" | "))?;
         writeln!(f, "|---|{}", ":-:|".repeat(names.len()))?;
         for (group, row) in &self.groups {
-            let cells = ISAS.map(|isa| row.get(isa.name).map_or(UNKNOWN, String::as_str));
+            let cells = COLUMNS.map(|name| row.get(name).map_or(UNKNOWN, String::as_str));
             writeln!(f, "| `{group}` | {} |", cells.join(" | "))?;
         }
         writeln!(
             f,
-            "\n{ALL}: passes for {}. Made by `cargo xtask support` from the conformance tests.",
+            "\n{ALL}: passes for {}. `cuda`: on a device, or emulated where there is none. Made by `cargo xtask support` from the conformance tests.",
             DTYPES.join(", ")
         )
     }
@@ -179,9 +185,9 @@ fn cell<'a>(tests: impl Iterator<Item = &'a TestResult>, isa: &str, group: &str)
     }
 }
 
-/// The place of a test of an instruction set; other backends have no column.
+/// The place of a test of a column; other backends have none.
 fn known_place(test: &str) -> Option<Place<'_>> {
-    Place::of(test).filter(|place| ISAS.iter().any(|isa| isa.name == place.isa))
+    Place::of(test).filter(|place| COLUMNS.contains(&place.isa))
 }
 
 fn cells(line: &str) -> Option<Vec<&str>> {

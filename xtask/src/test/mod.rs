@@ -70,15 +70,20 @@ pub(crate) fn run_matrix(options: &Options) -> Result<Vec<output::TestResult>> {
 
 /// The conformance tests alone, as `support` needs them.
 pub(crate) fn run_conformance() -> Result<Vec<output::TestResult>> {
-    let run = run_part(&mut Runner::new(&Options::default()), &every_dtype())?;
-    let report = Report::of_part(run);
-    report.verdict()?;
-    Ok(report.into_results())
+    let mut results = Vec::new();
+    for backend in [Backend::Cpu, Backend::Cuda] {
+        let run = run_part(&mut Runner::new(&Options::default()), &every_dtype(backend))?;
+        let report = Report::of_part(run);
+        report.verdict()?;
+        results.extend(report.into_results());
+    }
+    Ok(results)
 }
 
-fn every_dtype() -> Filter {
+fn every_dtype(backend: Backend) -> Filter {
     Filter {
         dtypes: matrix::DTYPES.to_vec(),
+        backend: Some(backend),
         ..Filter::default()
     }
 }
