@@ -32,6 +32,7 @@ impl Module {
     ];
 
     /// The name of its source, without the ending.
+    #[cfg(feature = "driver")]
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Attend => "attend",
@@ -47,6 +48,7 @@ impl Module {
     }
 
     /// Whether it uses the instructions of one architecture, as sm_90a.
+    #[cfg(any(feature = "driver", test))]
     pub(crate) const fn is_exact(self) -> bool {
         matches!(self, Self::AttendHopper | Self::AttendBackwardHopper)
     }
