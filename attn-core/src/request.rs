@@ -424,6 +424,17 @@ impl Features {
     /// A cache of blocks of 32 integers.
     pub const Q8_0: Self = Self(1 << 23);
 
+    /// What Flax's layers ask for, and the library's own choice for rows that see nothing.
+    pub const FLAX: Self = Self::DENSE
+        .union(Self::BIAS)
+        .union(Self::SCALE)
+        .union(Self::CAUSAL)
+        .union(Self::MASK)
+        .union(Self::ZERO_ROWS)
+        .union(Self::WEIGHTS)
+        .union(Self::DROPOUT)
+        .union(Self::STATISTICS);
+
     const NAMES: [(Self, &'static str); 24] = [
         (Self::DENSE, "dense keys and values"),
         (Self::BIAS, "an additive bias"),

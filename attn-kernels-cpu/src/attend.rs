@@ -18,15 +18,7 @@ use attn_core::{
     Attention, AttentionShape, Error, Host, HostViewMut, Layout, Outputs, Result, request::Features,
 };
 
-pub(crate) const SUPPORTED: Features = Features::DENSE
-    .union(Features::BIAS)
-    .union(Features::SCALE)
-    .union(Features::CAUSAL)
-    .union(Features::MASK)
-    .union(Features::ZERO_ROWS)
-    .union(Features::WEIGHTS)
-    .union(Features::DROPOUT)
-    .union(Features::STATISTICS);
+pub(crate) const SUPPORTED: Features = Features::FLAX;
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
     worker_scratch::<T>(cpu, shape).saturating_mul(cpu.threads())

@@ -1,9 +1,7 @@
 //! What a device refuses is a typed error, nothing of the call is left on it, and the next call works.
 #![expect(clippy::std_instead_of_alloc, reason = "a test has std")]
 
-use attn_core::{
-    Attention, AttentionShape, Backend, Dims, Error, HostView, HostViewMut, Kernels, View, ViewMut,
-};
+use attn_core::{Attention, Backend, Dims, Error, HostView, HostViewMut, Kernels, View, ViewMut};
 use attn_cuda_emulator::{Emulator, Options};
 use attn_kernels_cuda::driver::DriverError;
 use attn_kernels_cuda::{Cuda, CudaDevice, CudaError, Device, DeviceBuffer};
@@ -110,7 +108,7 @@ fn a_device_too_old_is_named() {
     ));
 }
 
-/// Views of one element with the stride 0 along every axis: as many queries as one likes.
+/// One element, repeated along every axis.
 fn repeated<'a>(
     buffer: &'a DeviceBuffer<f32>,
     shape: &[usize],
@@ -119,31 +117,44 @@ fn repeated<'a>(
     View::with_layout(buffer, layout)
 }
 
-#[test]
-fn lengths_beyond_a_launch_are_refused() {
-    let (_, cuda) = emulator(Options::default());
-    let device = cuda.device();
+/// The error of a call with these shapes, into an output that is said to be long enough.
+fn refused(device: &CudaDevice, queries: &[usize], keys: &[usize]) -> CudaError {
     let one = device.upload(&[1.0f32]).unwrap();
-    let few = [1, 1, 1];
-    for (queries, keys) in [([1usize << 31, 1, 1], few), (few, [1 << 31, 1, 1])] {
-        let [query, key] = [queries, keys].map(|shape| repeated(&one, &shape).unwrap());
-        let call = Attention::new(query, key, key);
-        let shape: AttentionShape = call.shape().unwrap();
-        // No buffer is that long: an output of one query, or the check of the shape before it.
-        let mut out = device.buffer::<f32>(1).unwrap();
-        let to = ViewMut::new(&mut out, &few).unwrap();
-        let mut scratch = device
-            .buffer(Kernels::<f32>::attend_scratch(device, &shape))
-            .unwrap();
-        let error = device.attend(call, to, &mut scratch).unwrap_err();
+    let [query, key] = [queries, keys].map(|shape| repeated(&one, shape).unwrap());
+    let call = Attention::new(query, key, key);
+    let scratch = Kernels::<f32>::attend_scratch(device, &call.shape().unwrap());
+    let mut scratch = device.buffer(scratch).unwrap();
+    // SAFETY: the call is refused before anything is started, so nothing accesses that memory.
+    #[expect(unsafe_code, reason = "no machine has memory of that length")]
+    let mut out = unsafe { DeviceBuffer::<f32>::borrowed(256, queries.iter().product()) };
+    let to = ViewMut::new(&mut out, queries).unwrap();
+    device.attend(call, to, &mut scratch).unwrap_err()
+}
+
+#[test]
+fn lengths_beyond_a_kernel_are_refused() {
+    let (emulator, cuda) = emulator(Options::default());
+    let (few, many) = ([1, 1, 1], [1 << 31, 1, 1]);
+    for (queries, keys, wanted) in [(many, few, "query"), (few, many, "key")] {
+        let error = refused(cuda.device(), &queries, &keys);
         assert!(
-            matches!(
-                error,
-                CudaError::Core(Error::Shape { .. } | Error::TooLarge { .. })
-            ),
+            matches!(error, CudaError::Core(Error::TooLarge { argument, .. }) if argument == wanted),
             "{error}"
         );
     }
+    assert_eq!(emulator.launches(), 0);
+}
+
+#[test]
+fn more_blocks_than_a_launch_has_are_refused() {
+    let (emulator, cuda) = emulator(Options::default());
+    let shape = [2, 1, (1 << 31) - 1, 1];
+    let error = refused(cuda.device(), &shape, &shape);
+    assert!(
+        matches!(error, CudaError::Grid { got, limit } if got > limit && limit == (1 << 31) - 1),
+        "{error}"
+    );
+    assert_eq!(emulator.launches(), 0);
 }
 
 #[test]
@@ -184,7 +195,19 @@ fn without_a_driver_the_error_says_what_to_install() {
 
 #[test]
 fn a_number_beyond_all_devices_is_refused() {
-    assert!(Cuda::new(usize::MAX).is_err());
+    let error = Cuda::new(usize::MAX).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CudaError::NoDriver { .. }
+                | CudaError::OldDriver { .. }
+                | CudaError::NoDevice {
+                    ordinal: usize::MAX,
+                    ..
+                }
+        ),
+        "{error}"
+    );
 }
 
 #[test]

@@ -29,15 +29,7 @@ pub struct Reference {
 const NAME: &str = "reference";
 
 /// Every part of a request that there is today.
-const SUPPORTED: Features = Features::DENSE
-    .union(Features::BIAS)
-    .union(Features::SCALE)
-    .union(Features::CAUSAL)
-    .union(Features::MASK)
-    .union(Features::ZERO_ROWS)
-    .union(Features::WEIGHTS)
-    .union(Features::DROPOUT)
-    .union(Features::STATISTICS);
+const SUPPORTED: Features = Features::FLAX;
 
 /// Column after column.
 const fn packing(features: usize, outputs: usize) -> Packing {

@@ -6,6 +6,7 @@ use crate::{
     emulator::WarpOrder,
     finding::{Checked, Fault, FindingKind},
     global::Global,
+    local::Local,
     mbarrier::BarrierObject,
     program::{Program, Reduce, Reduced},
     shared::Shared,
@@ -50,14 +51,6 @@ pub(crate) struct NamedBarrier {
     pub(crate) said: u32,
     /// Where each warp wants the result: warp, operation, register.
     pub(crate) results: Vec<(u32, Reduce, Reduced)>,
-}
-
-/// Local memory of the threads of a block.
-#[derive(Debug, Default)]
-pub(crate) struct Local {
-    pub(crate) bytes: usize,
-    pub(crate) data: Vec<u8>,
-    pub(crate) written: Vec<u8>,
 }
 
 /// Counters of a launch.

@@ -3,13 +3,13 @@
 //! A copy to shared memory comes in when its barrier object is waited for, the latest that a device may do it.
 
 use crate::{
+    access::resolve,
     block::Block,
     finding::{Checked, Fault, FindingKind},
     global::Strength,
     lanes::lanes_of,
     program::{Address, Reg, Row},
     shared::{Access, CHUNK},
-    step::resolve,
     warp::Warp,
 };
 use attn_kernels_cuda::driver::TensorMap;

@@ -3,12 +3,12 @@
 //! The source is read at once and the target written at the wait, the earliest and the latest that a device may do either.
 
 use crate::{
+    access::{access, resolve},
     block::Block,
     finding::Checked,
     global::Strength,
     lanes::lanes_of,
     program::{Address, Pred, Row},
-    step::{access, resolve},
     warp::{PendingCopy, Warp},
 };
 

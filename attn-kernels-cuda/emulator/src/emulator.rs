@@ -1,11 +1,12 @@
 //! The emulator as a device of the backend.
 
 use crate::{
-    block::{Block, Counts, Local, NamedBarrier, check_launch},
+    block::{Block, Counts, NamedBarrier, check_launch},
     clocks::Clocks,
     decode::{DecodeError, decode},
     finding::{Fault, Finding, FindingKind},
     global::Global,
+    local::Local,
     module::{Module, Space},
     program::Program,
     report::Report,

@@ -18,9 +18,10 @@
 //! | `alu`, `lanes`, `atomic` | arithmetic of 32 lanes |
 //! | `warp` | registers, divergence and reconvergence |
 //! | `step`, `block` | one instruction; the warps of a block |
+//! | `access`, `collective`, `barrier` | what a lane reads and writes; what lanes, and what warps do together |
 //! | `tensor`, `wgmma` | products of a warp and of a warpgroup |
 //! | `copy`, `bulk`, `mbarrier` | asynchronous copies, and what counts them |
-//! | `global`, `shared`, `clocks` | memory, what is known of its bytes, and what happened before what |
+//! | `global`, `shared`, `local`, `clocks` | memory, what is known of its bytes, and what happened before what |
 //! | `finding`, `report` | what is wrong, what was done |
 //! | `emulator` | the device |
 //!
@@ -37,11 +38,14 @@
 
 extern crate alloc;
 
+mod access;
 mod alu;
 mod atomic;
+mod barrier;
 mod block;
 mod bulk;
 mod clocks;
+mod collective;
 mod copy;
 mod decode;
 mod emulator;
@@ -49,6 +53,7 @@ mod finding;
 mod global;
 mod lanes;
 mod lexer;
+mod local;
 mod mbarrier;
 mod module;
 mod program;

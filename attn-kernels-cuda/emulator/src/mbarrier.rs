@@ -1,12 +1,12 @@
 //! Barrier objects in shared memory: arrivals, bytes of copies, phases.
 
 use crate::{
+    access::resolve,
     block::Block,
     clocks::{Published, Who},
     finding::{Checked, Fault, FindingKind},
     lanes::{LANES, lanes_of},
     program::{Address, Arrival, Reg, Row},
-    step::resolve,
     warp::Warp,
 };
 

@@ -131,7 +131,7 @@ impl Block<'_> {
         let mut rows = [[0u16; 8]; LANES];
         let mut banks = [0; LANES];
         for (lane, row) in rows.iter_mut().enumerate().take(count) {
-            let (_, address) = crate::step::resolve(at.window, Self::address(warp, at, lane));
+            let (_, address) = crate::access::resolve(at.window, Self::address(warp, at, lane));
             banks[lane] = address as u32;
             let value = self
                 .shared_read(warp, address, 16, lane)
@@ -188,7 +188,7 @@ impl Block<'_> {
         }
         let mut banks = [0; LANES];
         for (lane, row) in rows.iter().enumerate().take(count) {
-            let (_, address) = crate::step::resolve(at.window, Self::address(warp, at, lane));
+            let (_, address) = crate::access::resolve(at.window, Self::address(warp, at, lane));
             banks[lane] = address as u32;
             let value = row.iter().enumerate().fold(0u128, |all, (column, &x)| {
                 all | u128::from(x) << (16 * column)

@@ -13,16 +13,7 @@ use crate::params::Attend;
 use attn_core::request::Features;
 use attn_core::{Attention, AttentionShape, Buffer, Element, Error, ViewMut};
 
-pub(crate) const SUPPORTED: Features = Features::DENSE
-    .union(Features::BIAS)
-    .union(Features::SCALE)
-    .union(Features::CAUSAL)
-    .union(Features::MASK)
-    .union(Features::ZERO_ROWS)
-    .union(Features::WEIGHTS)
-    .union(Features::DROPOUT)
-    .union(Features::STATISTICS)
-    .union(Features::GROUPED);
+pub(crate) const SUPPORTED: Features = Features::FLAX.union(Features::GROUPED);
 
 pub(crate) fn scratch<T: Element>(device: &CudaDevice, shape: &AttentionShape) -> usize {
     decode::scratch(device, T::DTYPE, shape)
