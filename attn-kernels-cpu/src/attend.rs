@@ -46,7 +46,7 @@ pub(crate) fn attend<T: Stored>(
     let Outputs {
         mut weights,
         mut statistics,
-        ..
+        stage,
     } = request.outputs;
     let out_layout = *out.layout();
     let call = Call {
@@ -56,17 +56,27 @@ pub(crate) fn attend<T: Stored>(
         out: Shared::new(&mut out),
         out_layout,
         weights: weights.as_mut().map(shared),
+        stage,
         statistics: statistics.as_mut().map(shared),
     };
-    let tiles = shape.query_length.div_ceil(QUERIES);
+    let spans = Spans::new(request.visible.sequences, &shape);
+    let few = few::serves(&shape, pack::panel::<T::Acc>(cpu));
+    let per_matrix = match few {
+        true => {
+            let group = shape.num_heads.checked_div(shape.key_heads).unwrap_or(0);
+            shape.key_heads * group.div_ceil(few::heads_at_once(&shape))
+        }
+        false => shape.num_heads * shape.query_length.div_ceil(QUERIES),
+    };
     let work = Work {
-        jobs: shape.batch * shape.num_heads * tiles,
+        jobs: shape.batch * per_matrix,
         operations: operations(&shape),
     };
     let each = worker_scratch::<T>(cpu, &shape);
     cpu.run(work, scratch, each, |jobs, scratch| {
         cpu.level().dispatch(Worker {
             call: &call,
+            spans: &spans,
             jobs,
             scratch,
         });
@@ -87,9 +97,7 @@ pub(crate) fn scoring<'a, T: Stored>(
     request: &Attention<'a, Host, T>,
     shape: &AttentionShape,
 ) -> Result<(Scoring<'a, T>, Heads<'a, T>)> {
-    let (key, value) = request.dense()?;
     let weights = shape.weights(request.query.shape())?;
-    let bias = request.scores.bias;
     let scale = request.scores.scale.factor(shape.depth, libm::sqrt);
     let scoring = Scoring {
         shape: *shape,

@@ -17,13 +17,14 @@ use crate::buffers::{aligned, margin};
 use crate::dropout::Strip;
 use crate::element::Stored;
 use crate::flash::Call;
-use crate::heads::Head;
+use crate::hidden::{Places, any_not_finite, clean};
 use crate::matrix::transpose_rows;
 use crate::micro::{ByRows, Tile, is_512_bits, load_row, multiply, store_row, zeros};
 use crate::scores::{Job, KEYS, tiles_of_keys};
 use crate::simd::{Lane, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
 use crate::softmax::{PARTIALS, exp, finite_or_zero};
-use attn_core::AttentionShape;
+use crate::tokens::Head;
+use attn_core::{AttentionShape, Stage};
 use core::ops::Range;
 
 /// Most queries of a job.
@@ -46,13 +47,20 @@ pub(crate) const fn serves(shape: &AttentionShape, width: usize) -> bool {
     shape.query_length <= QUERIES && 2 * shape.query_length <= width
 }
 
-/// The tiles of one worker, cut from its scratch.
+/// How many heads that share keys and values one job serves.
+pub(crate) fn heads_at_once(shape: &AttentionShape) -> usize {
+    let group = shape.num_heads.checked_div(shape.key_heads).unwrap_or(1);
+    let most = QUERIES.checked_div(shape.query_length).unwrap_or(1);
+    group.min(most).max(1)
+}
+
+/// The tiles of one worker, cut from its scratch. A row is a query of a head; those of one head lie together.
 pub(crate) struct FewTiles<'a, A> {
-    /// Scaled queries, `[queries][depth]`.
+    /// Scaled queries, `[rows][depth]`.
     q: &'a mut [A],
-    /// Scores, then weights, `[queries][KEYS]`.
+    /// Scores, then weights, `[rows][KEYS]`.
     s: &'a mut [A],
-    /// Output so far, `[queries][columns]`.
+    /// Output so far, `[rows][columns]`.
     o: &'a mut [A],
     /// Keys and values where they are not read as they lie, `[KEYS][columns]`.
     k: &'a mut [A],
@@ -116,45 +124,70 @@ const fn turned(depth: usize) -> usize {
 }
 
 impl<T: Stored> Call<'_, T> {
-    /// Computes one job of at most [`QUERIES`] queries.
+    /// Computes one job: the queries of `heads` heads from the job's on, at most [`QUERIES`] together.
     #[inline(always)]
-    pub(crate) fn run_few<S: Simd>(&self, simd: S, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
+    pub(crate) fn run_few<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        heads: usize,
+        tiles: &mut FewTiles<'_, T::Acc>,
+    ) {
         let scoring = &self.scoring;
         let shape = &scoring.shape;
-        let rows = shape.batch * shape.num_heads * shape.key_length;
+        let all = shape.batch * shape.key_heads * shape.key_length;
         let sources = Sources {
-            large: rows * (shape.depth + shape.value_depth) > LARGE,
-            key: (scoring.key).head(job.batch, job.head, scoring.shape.depth),
-            value: (self.value).head(job.batch, job.head, scoring.shape.value_depth),
+            large: all * (shape.depth + shape.value_depth) > LARGE,
+            key: scoring.keys(job),
+            value: self.values(job),
         };
-        self.load_few(job, tiles);
-        tiles.m.fill(T::Acc::NEG_INFINITY);
-        tiles.l.fill(T::Acc::default());
+        let rows = heads * job.queries.len();
         tiles.o.fill(T::Acc::default());
-        for keys in scoring.tiles(job) {
-            self.score_few(simd, job, &sources, keys.clone(), tiles);
-            let queries = job.queries.len();
-            update(simd, queries, tiles);
-            self.drop_few(simd, job, keys.clone(), tiles);
-            self.add_few(simd, job, &sources, keys, tiles);
+        for (n, job) in job.each_head(heads).enumerate() {
+            let rows = rows_of(&job, n);
+            self.load_few(&job, rows.start, tiles);
+            let [m, l] = scoring.start(&job);
+            tiles.m[rows.clone()].fill(m);
+            tiles.l[rows].fill(l);
         }
-        self.finish_sums(tiles.l);
-        self.write_few(job, tiles);
-        self.write_statistics(job, tiles.m, tiles.l);
+        for keys in scoring.tiles(job, heads) {
+            self.multiply_few(simd, rows, &sources, keys.clone(), tiles);
+            let mut guards = false;
+            for (n, job) in job.each_head(heads).enumerate() {
+                let s = &mut tiles.s[rows_of(&job, n).start * KEYS..];
+                // One query after the other: what the other way calls strips, one lane wide.
+                let seen = scoring.finish(simd, 1, &job, keys.clone(), s);
+                guards |= scoring.guards(seen);
+            }
+            for s in tiles.s.chunks_exact_mut(KEYS) {
+                s[keys.len()..].fill(T::Acc::NEG_INFINITY);
+            }
+            update(simd, rows, tiles);
+            for (n, job) in job.each_head(heads).enumerate() {
+                self.drop_few(simd, &job, rows_of(&job, n).start, keys.clone(), tiles);
+            }
+            self.add_few(simd, (job, heads), &sources, keys, guards, tiles);
+        }
+        for (n, job) in job.each_head(heads).enumerate() {
+            let rows = rows_of(&job, n);
+            self.finish_sums(&job, &mut tiles.l[rows.clone()]);
+            self.write_few(&job, rows.start, tiles);
+            self.write_statistics(&job, &tiles.m[rows.clone()], &tiles.l[rows]);
+        }
         if self.weights.is_some() {
-            self.write_few_weights(simd, job, &sources, tiles);
+            self.write_few_weights(simd, (job, heads), &sources, tiles);
         }
     }
 
-    /// Queries, scaled.
+    /// Queries, scaled, as the rows from `row` on.
     #[inline(always)]
-    fn load_few(&self, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
+    fn load_few(&self, job: &Job, row: usize, tiles: &mut FewTiles<'_, T::Acc>) {
         let scoring = &self.scoring;
         let depth = scoring.shape.depth;
         if depth == 0 {
             return;
         }
-        let q = &mut tiles.q[..job.queries.len() * depth];
+        let q = &mut tiles.q[row * depth..][..job.queries.len() * depth];
         scoring
             .query
             .widen(job.batch, job.head, job.queries.clone(), depth, q);
@@ -163,18 +196,17 @@ impl<T: Stored> Call<'_, T> {
         }
     }
 
-    /// Scores of a tile of keys, bias and mask applied; those of lanes beyond the last key are -inf.
+    /// Products of queries and a tile of keys.
     #[inline(always)]
-    fn score_few<S: Simd>(
+    fn multiply_few<S: Simd>(
         &self,
         simd: S,
-        job: &Job,
+        queries: usize,
         sources: &Sources<'_, T>,
         keys: Range<usize>,
         tiles: &mut FewTiles<'_, T::Acc>,
     ) {
-        let scoring = &self.scoring;
-        let depth = scoring.shape.depth;
+        let depth = self.scoring.shape.depth;
         let (rows, stride) = sources.key.rows(simd, keys.clone(), 1, tiles.k);
         let rows = Rows {
             sources,
@@ -184,7 +216,6 @@ impl<T: Stored> Call<'_, T> {
             stride,
             depth,
         };
-        let queries = job.queries.len();
         simd.vectorize(
             #[inline(always)]
             || match keys_at_once(depth) {
@@ -193,11 +224,6 @@ impl<T: Stored> Call<'_, T> {
                 _ => rows.score::<S, KEYS>(simd, queries, tiles.q, tiles.turned, tiles.s),
             },
         );
-        // One query after the other: what the other way calls strips, one lane wide.
-        scoring.adjust(1, job, keys.clone(), tiles.s);
-        for s in tiles.s.chunks_exact_mut(KEYS) {
-            s[keys.len()..].fill(T::Acc::NEG_INFINITY);
-        }
     }
 
     #[inline(always)]
@@ -205,13 +231,15 @@ impl<T: Stored> Call<'_, T> {
         &self,
         simd: S,
         job: &Job,
+        row: usize,
         keys: Range<usize>,
         tiles: &mut FewTiles<'_, T::Acc>,
     ) {
         let Some(dropout) = &self.dropout else {
             return;
         };
-        for (query, s) in job.queries.clone().zip(tiles.s.chunks_exact_mut(KEYS)) {
+        let rows = tiles.s[row * KEYS..].chunks_exact_mut(KEYS);
+        for (query, s) in job.queries.clone().zip(rows) {
             let strip = Strip {
                 matrix: self.scoring.matrix(job),
                 query,
@@ -232,14 +260,26 @@ impl<T: Stored> Call<'_, T> {
     fn add_few<S: Simd>(
         &self,
         simd: S,
-        job: &Job,
+        (job, heads): (&Job, usize),
         sources: &Sources<'_, T>,
         keys: Range<usize>,
+        guards: bool,
         tiles: &mut FewTiles<'_, T::Acc>,
     ) {
         let depth = self.scoring.shape.value_depth;
         let lanes = lanes::<S, T::Acc>();
-        let (v, stride) = sources.value.rows(simd, keys.clone(), lanes, tiles.v);
+        let value = &sources.value;
+        let (rows, stride) = value.rows(simd, keys.clone(), lanes, tiles.v);
+        let guards = guards && any_not_finite(rows, stride, depth);
+        let (v, stride) = match guards {
+            true => {
+                tiles.v.fill(T::Acc::default());
+                value.copy(keys.clone(), columns(depth), tiles.v);
+                clean(tiles.v);
+                (&*tiles.v, columns(depth))
+            }
+            false => (rows, stride),
+        };
         let mut sums = Sums {
             p: tiles.s,
             v,
@@ -249,18 +289,30 @@ impl<T: Stored> Call<'_, T> {
             alpha: tiles.alpha,
             keys: keys.len(),
         };
+        let rows = heads * job.queries.len();
         simd.vectorize(
             #[inline(always)]
-            || cover(simd, job.queries.len(), depth.div_ceil(lanes), &mut sums),
+            || cover(simd, rows, depth.div_ceil(lanes), &mut sums),
         );
+        if guards {
+            for (n, job) in job.each_head(heads).enumerate() {
+                let first = rows_of(&job, n).start;
+                let places = Places {
+                    weight: |i, n| (first + i) * KEYS + n,
+                    sum: |i, column| (first + i) * columns(depth) + column,
+                };
+                self.scoring
+                    .add_not_finite(&job, keys.clone(), value, &places, tiles.s, tiles.o);
+            }
+        }
     }
 
     #[inline(always)]
-    fn write_few(&self, job: &Job, tiles: &mut FewTiles<'_, T::Acc>) {
+    fn write_few(&self, job: &Job, row: usize, tiles: &mut FewTiles<'_, T::Acc>) {
         let depth = self.scoring.shape.value_depth;
         let head = self.out_head(job);
-        let rows = tiles.o.chunks_exact_mut(columns(depth).max(1));
-        for ((query, row), l) in job.queries.clone().zip(rows).zip(tiles.l.iter()) {
+        let rows = tiles.o[row * columns(depth)..].chunks_exact_mut(columns(depth).max(1));
+        for ((query, row), l) in job.queries.clone().zip(rows).zip(&tiles.l[row..]) {
             let row = &mut row[..depth];
             for o in row.iter_mut() {
                 *o /= *l;
@@ -269,24 +321,41 @@ impl<T: Stored> Call<'_, T> {
         }
     }
 
-    /// A second pass over the keys with the final `m` and `l`.
+    /// A second pass over the keys: weights from the final `m` and `l`, or scores at the stage that is asked for.
     #[inline(always)]
     fn write_few_weights<S: Simd>(
         &self,
         simd: S,
-        job: &Job,
+        (job, heads): (&Job, usize),
         sources: &Sources<'_, T>,
         tiles: &mut FewTiles<'_, T::Acc>,
     ) {
-        for keys in tiles_of_keys(self.scoring.shape.key_length) {
-            self.score_few(simd, job, sources, keys.clone(), tiles);
-            let rows = tiles.s.chunks_exact_mut(KEYS);
-            for (i, (query, s)) in job.queries.clone().zip(rows).enumerate() {
-                normalize(simd, s, tiles.m[i], tiles.l[i]);
-                self.write_row_of_weights(job, query, keys.start, &s[..keys.len()]);
+        let rows = heads * job.queries.len();
+        for job in job.each_head(heads) {
+            self.write_weights_outside(&job);
+        }
+        for keys in tiles_of_keys(&job.span.keys, job.span.keys.clone()) {
+            self.multiply_few(simd, rows, sources, keys.clone(), tiles);
+            for (n, job) in job.each_head(heads).enumerate() {
+                let rows = rows_of(&job, n);
+                let s = &mut tiles.s[rows.start * KEYS..];
+                self.stage(simd, 1, &job, keys.clone(), s);
+                let s = s.chunks_exact_mut(KEYS);
+                for ((query, row), s) in job.queries.clone().zip(rows).zip(s) {
+                    if self.stage == Stage::Softmax {
+                        normalize(simd, s, tiles.m[row], tiles.l[row]);
+                    }
+                    self.write_row_of_weights(&job, query, keys.start, &s[..keys.len()]);
+                }
             }
         }
     }
+}
+
+/// The rows of the queries of the `n`-th head of a job.
+fn rows_of(job: &Job, n: usize) -> Range<usize> {
+    let queries = job.queries.len();
+    n * queries..(n + 1) * queries
 }
 
 /// Where keys and values of a job come from.

@@ -18,7 +18,8 @@
 use crate::buffers::{aligned, margin};
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
-use crate::heads::{Heads, row_start, write_narrowed};
+use crate::heads::{row_start, write_narrowed};
+use crate::hidden::{Places, any_not_finite, clean};
 use crate::matrix::transpose_strided;
 use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::Columns;
@@ -26,17 +27,21 @@ use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index, tiles_of_keys};
 use crate::shared::Shared;
 use crate::simd::{Lane, Simd, SimdBase, lanes, load};
 use crate::softmax::{self, Running};
-use attn_core::{AttentionShape, FullyMasked, Layout};
+use crate::tokens::{Head, Tokens};
+use crate::visibility::Seen;
+use attn_core::{AttentionShape, FullyMasked, Layout, Stage};
 use core::ops::Range;
 
 /// What all jobs of a call share.
 pub(crate) struct Call<'a, T: Stored> {
     pub(crate) scoring: Scoring<'a, T>,
-    pub(crate) value: Heads<'a, T>,
+    pub(crate) value: Tokens<'a, T>,
     pub(crate) dropout: Option<Dropped<T::Acc>>,
     pub(crate) out: Shared<'a, T>,
     pub(crate) out_layout: Layout,
+    /// The weights, or scores at an earlier stage.
     pub(crate) weights: Option<(Shared<'a, T::Acc>, Layout)>,
+    pub(crate) stage: Stage,
     pub(crate) statistics: Option<(Shared<'a, T::Acc>, Layout)>,
 }
 
@@ -95,21 +100,28 @@ impl<T: Stored> Call<'_, T> {
     #[inline(always)]
     pub(crate) fn run<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
         let scoring = &self.scoring;
+        let (key, value) = (scoring.keys(job), self.values(job));
         scoring.load_queries(simd, job, tiles.q, tiles.k);
-        tiles.m.fill(T::Acc::NEG_INFINITY);
-        tiles.l.fill(T::Acc::default());
+        let [m, l] = scoring.start(job);
+        tiles.m.fill(m);
+        tiles.l.fill(l);
         tiles.o.fill(T::Acc::default());
-        for keys in scoring.tiles(job) {
-            let k = scoring.keys(job, keys.clone(), tiles.k);
-            scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
-            self.accumulate(simd, job, keys, tiles);
+        for keys in scoring.tiles(job, 1) {
+            let k = key.tile(keys.clone(), tiles.k);
+            let seen = scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
+            self.accumulate(simd, job, keys, &value, seen, tiles);
         }
-        self.finish_sums(tiles.l);
+        self.finish_sums(job, tiles.l);
         self.write_output(simd, job, tiles);
         self.write_statistics(job, tiles.m, tiles.l);
         if self.weights.is_some() {
-            self.write_weights(simd, job, tiles);
+            self.write_weights(simd, job, &key, tiles);
         }
+    }
+
+    /// The values of a job.
+    pub(crate) fn values(&self, job: &Job) -> Head<'_, T> {
+        (self.value).head(job.batch, self.scoring.shape.key_head(job.head))
     }
 
     /// Online softmax and the sum of values for a tile of keys.
@@ -119,12 +131,21 @@ impl<T: Stored> Call<'_, T> {
         simd: S,
         job: &Job,
         keys: Range<usize>,
+        value: &Head<'_, T>,
+        seen: Seen,
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
         let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.value_depth);
-        let v = self
-            .value
-            .tile(job.batch, job.head, keys.clone(), depth, tiles.v);
+        let rows = value.tile(keys.clone(), tiles.v);
+        let guarded = self.scoring.guards(seen) && any_not_finite(rows, depth, depth);
+        let v = match guarded {
+            true => {
+                value.copy(keys.clone(), depth, tiles.v);
+                clean(tiles.v);
+                &*tiles.v
+            }
+            false => rows,
+        };
         for strip in 0..job.queries.len().div_ceil(width) {
             let p = &mut tiles.p[strip * width * KEYS..][..width * keys.len()];
             let lanes = strip * width..(strip + 1) * width;
@@ -158,13 +179,21 @@ impl<T: Stored> Call<'_, T> {
                 },
             );
         }
+        if guarded {
+            let places = Places {
+                weight: |i, n| lane_index(width, i, n),
+                sum: |i, column| i / width * width * depth + column * width + i % width,
+            };
+            self.scoring
+                .add_not_finite(job, keys, value, &places, tiles.p, tiles.o);
+        }
     }
 
     /// A sum of 0 divides nothing where the rule is zero or where there is no key: the output is 0. Under Flax's rule it is
     /// a row whose every score is -inf, and the quotient is NaN as in Flax.
     #[inline(always)]
-    pub(crate) fn finish_sums(&self, l: &mut [T::Acc]) {
-        if self.scoring.fully_masked == FullyMasked::Zero || self.scoring.shape.key_length == 0 {
+    pub(crate) fn finish_sums(&self, job: &Job, l: &mut [T::Acc]) {
+        if self.scoring.fully_masked == FullyMasked::Zero || job.span.keys.is_empty() {
             for l in l.iter_mut().filter(|l| **l == T::Acc::default()) {
                 *l = T::Acc::from(1i8);
             }
@@ -224,18 +253,27 @@ impl<T: Stored> Call<'_, T> {
         }
     }
 
-    /// A second pass over the keys with the final `m` and `l`.
+    /// A second pass over the keys: weights from the final `m` and `l`, or scores at the stage that is asked for.
     #[inline(always)]
-    fn write_weights<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
+    fn write_weights<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        key: &Head<'_, T>,
+        tiles: &mut Tiles<'_, T::Acc>,
+    ) {
         let width = width::<S, T::Acc>();
-        for keys in tiles_of_keys(self.scoring.shape.key_length) {
-            let k = self.scoring.keys(job, keys.clone(), tiles.k);
-            self.scoring
-                .score(simd, job, keys.clone(), tiles.q, k, tiles.p);
-            for strip in 0..job.queries.len().div_ceil(width) {
-                let lanes = strip * width..(strip + 1) * width;
-                let p = &mut tiles.p[strip * width * KEYS..][..width * keys.len()];
-                softmax::normalized(simd, p, &tiles.m[lanes.clone()], &tiles.l[lanes]);
+        self.write_weights_outside(job);
+        for keys in tiles_of_keys(&job.span.keys, job.span.keys.clone()) {
+            let k = key.tile(keys.clone(), tiles.k);
+            (self.scoring).multiply(simd, job, keys.len(), tiles.q, k, tiles.p);
+            self.stage(simd, width, job, keys.clone(), tiles.p);
+            if self.stage == Stage::Softmax {
+                for strip in 0..job.queries.len().div_ceil(width) {
+                    let lanes = strip * width..(strip + 1) * width;
+                    let p = &mut tiles.p[strip * width * KEYS..][..width * keys.len()];
+                    softmax::normalized(simd, p, &tiles.m[lanes.clone()], &tiles.l[lanes]);
+                }
             }
             for (i, query) in job.queries.clone().enumerate() {
                 let mut row = [T::Acc::default(); KEYS];
@@ -246,23 +284,6 @@ impl<T: Stored> Call<'_, T> {
             }
         }
     }
-
-    /// Writes the weights of a query for the keys from `key` on, if they are asked for.
-    #[inline(always)]
-    #[expect(unsafe_code, reason = "each job writes rows of its own")]
-    pub(crate) fn write_row_of_weights(&self, job: &Job, query: usize, key: usize, row: &[T::Acc]) {
-        let Some((weights, layout)) = &self.weights else {
-            return;
-        };
-        let rank = layout.shape().rank();
-        let strides = layout.strides();
-        let matrix = layout.base(rank - 2, self.scoring.matrix(job));
-        let start = matrix + query * strides[rank - 2] + key * strides[rank - 1];
-        // SAFETY: `Jobs` gives each job once, jobs are disjoint in (batch, head, query), a job writes only rows of its own, and
-        // `ViewMut` guarantees that no two elements share an index.
-        unsafe { weights.write(start, strides[rank - 1], row) };
-    }
-}
 
 /// Where the output of a head lies: its first row, elements from one row and from one column to the next.
 pub(crate) struct OutHead {

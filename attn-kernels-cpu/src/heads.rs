@@ -1,9 +1,7 @@
-//! Arrays `[batch..., length, heads, depth]`: reading tiles of a head, writing its rows.
+//! Arrays `[batch..., length, heads, depth]`: reading and writing rows of a head.
 
 use crate::element::Stored;
-use crate::prefetch::prefetch;
 use crate::shared::Shared;
-use crate::simd::Simd;
 use attn_core::{HostView, Layout};
 use core::ops::Range;
 
@@ -46,111 +44,6 @@ impl<'a, T: Stored> Heads<'a, T> {
                 for (column, to) in to.iter_mut().enumerate() {
                     *to = self.data[start + column * columns].to_acc();
                 }
-            }
-        }
-    }
-
-    /// The rows `rows` of a head as a matrix of `depth` columns without gaps: as they lie where they can be used so, else
-    /// widened into `copy`.
-    #[inline(always)]
-    pub(crate) fn tile<'b>(
-        &self,
-        batch: usize,
-        head: usize,
-        rows: Range<usize>,
-        depth: usize,
-        copy: &'b mut [T::Acc],
-    ) -> &'b [T::Acc]
-    where
-        'a: 'b,
-    {
-        if rows.is_empty() || depth == 0 {
-            // The layout of an empty array may name any place.
-            return &[];
-        }
-        let (first, stride) = row_start(&self.layout, batch, head);
-        let contiguous = stride == depth && self.column_stride() == 1;
-        if contiguous && let Some(data) = T::as_acc(self.data) {
-            return &data[first + rows.start * stride..][..rows.len() * depth];
-        }
-        self.widen(batch, head, rows, depth, copy);
-        copy
-    }
-}
-
-/// The rows of one head.
-#[derive(Clone, Copy)]
-pub(crate) struct Head<'a, T> {
-    data: &'a [T],
-    first: usize,
-    stride: usize,
-    column_stride: usize,
-    depth: usize,
-}
-
-impl<'a, T: Stored> Heads<'a, T> {
-    pub(crate) fn head(&self, batch: usize, head: usize, depth: usize) -> Head<'a, T> {
-        let (first, stride) = row_start(&self.layout, batch, head);
-        Head {
-            data: self.data,
-            first,
-            stride,
-            column_stride: self.column_stride(),
-            depth,
-        }
-    }
-}
-
-impl<'a, T: Stored> Head<'a, T> {
-    /// Some rows, and the elements from one to the next: as they lie, or widened into `copy` where they need widening or do not end
-    /// with a whole number of `multiple` columns; then what follows them is 0. A copied row is 16 columns or a multiple long.
-    #[inline(always)]
-    pub(crate) fn rows<'b, S: Simd>(
-        &self,
-        simd: S,
-        rows: Range<usize>,
-        multiple: usize,
-        copy: &'b mut [T::Acc],
-    ) -> (&'b [T::Acc], usize)
-    where
-        'a: 'b,
-    {
-        let (depth, stride) = (self.depth, self.stride);
-        if rows.is_empty() || depth == 0 {
-            return (&[], depth);
-        }
-        let start = self.first + rows.start * stride;
-        if self.column_stride == 1
-            && depth.is_multiple_of(multiple)
-            && stride >= depth
-            && let Some(data) = T::as_acc(self.data)
-        {
-            return (&data[start..][..(rows.len() - 1) * stride + depth], stride);
-        }
-        let width = depth.next_multiple_of(16);
-        for (n, to) in copy.chunks_exact_mut(width).take(rows.len()).enumerate() {
-            let start = start + n * stride;
-            let (to, beyond) = to.split_at_mut(depth);
-            match self.column_stride {
-                1 => T::widen_on(simd, &self.data[start..start + depth], to),
-                columns => {
-                    for (column, to) in to.iter_mut().enumerate() {
-                        *to = self.data[start + column * columns].to_acc();
-                    }
-                }
-            }
-            beyond.fill(T::Acc::default());
-        }
-        (copy, width)
-    }
-
-    /// Asks for rows that will be read soon; those beyond the end are passed over.
-    #[inline(always)]
-    pub(crate) fn prefetch(&self, rows: Range<usize>) {
-        for row in rows {
-            let start = self.first + row * self.stride;
-            if let Some(row) = self.data.get(start..start + self.depth) {
-                prefetch(row);
             }
         }
     }

@@ -8,8 +8,11 @@ use crate::matrix::transpose_strided;
 use crate::micro::{for_each_block, width};
 use crate::products::Products;
 use crate::simd::{Lane, Simd};
+use crate::spans::Span;
+use crate::terms::Terms;
+use crate::tokens::{Head, Tokens};
 use crate::visibility::{Seen, Visibility};
-use attn_core::{AttentionShape, FullyMasked, HostView};
+use attn_core::{AttentionShape, FullyMasked};
 use core::ops::Range;
 
 /// Queries of a job. A tile of queries, scores and output (64 × 64 × 4 bytes = 16 KiB each at depth 64) stays in L2, one
@@ -19,61 +22,96 @@ pub(crate) const QUERIES: usize = 64;
 /// the other; the softmax state is updated once per 64 keys.
 pub(crate) const KEYS: usize = 64;
 
-/// One job: queries of one head.
+/// One job: queries of one sequence and one head. Where a few queries are served, also those of the heads that follow, which share its keys.
 #[derive(Clone)]
 pub(crate) struct Job {
     pub(crate) batch: usize,
     pub(crate) head: usize,
     pub(crate) queries: Range<usize>,
+    pub(crate) span: Span,
+}
+
+impl Job {
+    /// The same queries of this head and those that follow, one after the other.
+    pub(crate) fn each_head(&self, heads: usize) -> impl Iterator<Item = Self> + '_ {
+        (0..heads).map(|n| Self {
+            head: self.head + n,
+            ..self.clone()
+        })
+    }
 }
 
 /// How scores are made, and which of them count.
 pub(crate) struct Scoring<'a, T: Stored> {
     pub(crate) shape: AttentionShape,
     pub(crate) query: Heads<'a, T>,
-    pub(crate) key: Heads<'a, T>,
+    pub(crate) key: Tokens<'a, T>,
     /// Factor on the queries.
     pub(crate) scale: T::Acc,
-    pub(crate) bias: Option<HostView<'a, T::Acc>>,
+    pub(crate) terms: Terms<'a, T::Acc>,
+    /// Scores of no key that take part in softmax, one for each head.
+    pub(crate) sinks: Option<&'a [T::Acc]>,
     pub(crate) visible: Visibility<'a>,
     pub(crate) fully_masked: FullyMasked,
     /// Whether hidden keys count too: dropout of rate 1 makes NaN of their weights, 0, as well.
     pub(crate) hidden_count: bool,
+    /// Whether scores of seen keys may all be -inf, beside which Flax's fill value is large.
+    pub(crate) infinite: bool,
 }
 
 impl<T: Stored> Scoring<'_, T> {
-    /// The tiles of keys that a job looks at. Tiles that none of its queries sees are passed over, unless what a query gets
-    /// depends on them all the same: it sees no key, or its scores may all be -inf.
-    pub(crate) fn tiles<'j>(&'j self, job: &'j Job) -> impl Iterator<Item = Range<usize>> + 'j {
+    /// The tiles of keys that a job of `heads` heads looks at. Tiles that none of its queries sees are passed over, unless what a query
+    /// gets depends on them all the same: it sees no key, or its scores may all be -inf.
+    pub(crate) fn tiles<'j>(
+        &'j self,
+        job: &'j Job,
+        heads: usize,
+    ) -> impl Iterator<Item = Range<usize>> + 'j {
+        let any_blind = || {
+            let mut jobs = job.each_head(heads);
+            jobs.any(|job| self.visible.any_blind(&job))
+        };
         let every_tile = self.hidden_count
-            || self.fully_masked == FullyMasked::MeanOfValues
-                && (self.bias.is_some()
-                    || self
-                        .visible
-                        .any_blind(self.matrix(job), job.queries.clone()));
-        tiles_of_keys(self.shape.key_length)
-            .filter(move |keys| every_tile || self.seen(job, keys.clone()) != Seen::Nothing)
-    }
-
-    /// The rows of a tile of keys: as they lie, or widened into `copy`.
-    #[inline(always)]
-    pub(crate) fn keys<'b>(
-        &'b self,
-        job: &Job,
-        keys: Range<usize>,
-        copy: &'b mut [T::Acc],
-    ) -> &'b [T::Acc] {
-        self.key
-            .tile(job.batch, job.head, keys, self.shape.depth, copy)
+            || self.fully_masked == FullyMasked::MeanOfValues && (self.infinite || any_blind());
+        let reach = match every_tile {
+            true => job.span.keys.clone(),
+            false => self.visible.reach(job),
+        };
+        let any_may_be_seen = every_tile || !self.visible.has_masks();
+        tiles_of_keys(&job.span.keys, reach)
+            .filter(move |keys| {
+                let mut jobs = job.each_head(heads);
+                any_may_be_seen || jobs.any(|job| self.seen(&job, keys.clone()) != Seen::Nothing)
+            })
     }
 
     pub(crate) fn seen(&self, job: &Job, keys: Range<usize>) -> Seen {
-        self.visible
-            .tile(self.matrix(job), job.queries.clone(), keys)
+        self.visible.tile(job, keys)
     }
 
     pub(crate) fn matrix(&self, job: &Job) -> usize {
         job.batch * self.shape.num_heads + job.head
+    }
+
+    /// The keys of a job.
+    pub(crate) fn keys(&self, job: &Job) -> Head<'_, T> {
+        self.key.head(job.batch, self.shape.key_head(job.head))
+    }
+
+    /// A row's softmax before its first key: the largest score and the sum of a sink, or of nothing.
+    pub(crate) fn start(&self, job: &Job) -> [T::Acc; 2] {
+        match self.sinks.map(|sinks| sinks[job.head]) {
+            Some(sink) if sink != T::Acc::NEG_INFINITY => [sink, T::Acc::from(1i8)],
+            _ => [T::Acc::NEG_INFINITY, T::Acc::default()],
+        }
+    }
+
+    /// What a score is where a query does not see the key.
+    pub(crate) const fn fill(&self) -> T::Acc {
+        match self.fully_masked {
+            FullyMasked::MeanOfValues => T::Acc::LOWEST,
+            FullyMasked::Zero => T::Acc::NEG_INFINITY,
+        }
     }
 
     /// Queries, scaled and transposed; lanes beyond the last query are 0. `copy` has room for a few rows.
@@ -103,7 +141,8 @@ impl<T: Stored> Scoring<'_, T> {
         }
     }
 
-    /// Scores of a tile of keys, bias and mask applied, `[strip][KEYS][width]`. `k` holds the keys' rows without gaps.
+    /// Scores of a tile of keys, `[strip][KEYS][width]`, as they go into softmax, and how much of the tile is seen. `k` holds the keys'
+    /// rows without gaps.
     #[inline(always)]
     pub(crate) fn score<S: Simd>(
         &self,
@@ -113,14 +152,29 @@ impl<T: Stored> Scoring<'_, T> {
         q: &[T::Acc],
         k: &[T::Acc],
         p: &mut [T::Acc],
+    ) -> Seen {
+        self.multiply(simd, job, keys.len(), q, k, p);
+        self.finish(simd, width::<S, T::Acc>(), job, keys, p)
+    }
+
+    /// Scaled products of queries and keys.
+    #[inline(always)]
+    pub(crate) fn multiply<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        keys: usize,
+        q: &[T::Acc],
+        k: &[T::Acc],
+        p: &mut [T::Acc],
     ) {
         let (width, depth) = (width::<S, T::Acc>(), self.shape.depth);
         for strip in 0..job.queries.len().div_ceil(width) {
             let q = &q[strip * width * depth..][..width * depth];
-            let s = &mut p[strip * width * KEYS..][..width * keys.len()];
+            let s = &mut p[strip * width * KEYS..][..width * keys];
             for_each_block::<S, T::Acc, _>(
                 simd,
-                keys.len(),
+                keys,
                 &mut Products {
                     rows: k,
                     lanes: q,
@@ -129,43 +183,26 @@ impl<T: Stored> Scoring<'_, T> {
                 },
             );
         }
-        self.adjust(width, job, keys, p);
     }
 
-    /// Adds the bias to scores, and puts the fill value where a query does not see a key.
+    /// Makes scores of products: the softcap, what is added, the fill value where a query does not see a key.
     #[inline(always)]
-    pub(crate) fn adjust(&self, width: usize, job: &Job, keys: Range<usize>, p: &mut [T::Acc]) {
-        if let Some(bias) = &self.bias {
-            self.add_bias(bias, width, job, keys.clone(), p);
-        }
-        if self.seen(job, keys.clone()) != Seen::Everything {
-            let fill = match self.fully_masked {
-                FullyMasked::MeanOfValues => T::Acc::LOWEST,
-                FullyMasked::Zero => T::Acc::NEG_INFINITY,
-            };
-            self.hide(width, job, keys, fill, p);
-        }
-    }
-
-    #[inline(always)]
-    fn add_bias(
+    pub(crate) fn finish<S: Simd>(
         &self,
-        bias: &HostView<'_, T::Acc>,
+        simd: S,
         width: usize,
         job: &Job,
         keys: Range<usize>,
         p: &mut [T::Acc],
-    ) {
-        let layout = bias.layout();
-        let rank = layout.shape().rank();
-        let strides = layout.strides();
-        let matrix = layout.base(rank - 2, self.matrix(job));
-        for (i, query) in job.queries.clone().enumerate() {
-            let row = matrix + query * strides[rank - 2];
-            for (n, key) in keys.clone().enumerate() {
-                p[lane_index(width, i, n)] += bias.buf()[row + key * strides[rank - 1]];
-            }
+    ) -> Seen {
+        self.terms.cap(simd, width, job.queries.len(), p);
+        self.terms
+            .add(width, job, self.matrix(job), keys.clone(), p);
+        let seen = self.seen(job, keys.clone());
+        if seen != Seen::Everything {
+            self.hide(width, job, keys, self.fill(), p);
         }
+        seen
     }
 
     /// Puts `fill` where a query does not see a key.
@@ -180,18 +217,24 @@ impl<T: Stored> Scoring<'_, T> {
     ) {
         for (i, query) in job.queries.clone().enumerate() {
             self.visible
-                .for_each_hidden(self.matrix(job), query, keys.clone(), |n| {
+                .for_each_hidden(job, query, keys.clone(), |n| {
                     p[lane_index(width, i, n)] = fill
                 });
         }
     }
 }
 
-/// Keys by tiles: the same cut for every query, which is part of what makes a row's bits its own.
-pub(crate) fn tiles_of_keys(key_length: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..key_length)
+/// The tiles of a sequence's keys that meet `reach`. They are cut from the sequence's first key: the same for every query, and wherever
+/// the sequence lies, which is part of what makes a row's bits its own.
+pub(crate) fn tiles_of_keys(
+    keys: &Range<usize>,
+    reach: Range<usize>,
+) -> impl Iterator<Item = Range<usize>> + use<> {
+    let before = reach.start.saturating_sub(keys.start) / KEYS * KEYS;
+    let end = keys.end;
+    (keys.start + before..reach.end)
         .step_by(KEYS)
-        .map(move |start| start..(start + KEYS).min(key_length))
+        .map(move |start| start..(start + KEYS).min(end))
 }
 
 /// Where the score of the `i`-th query of a job and the `n`-th key of a tile lies.

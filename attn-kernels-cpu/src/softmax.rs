@@ -25,6 +25,27 @@ pub(crate) const PARTIALS: usize = 16;
 /// once for every query element and once more for the score.
 #[inline(always)]
 pub(crate) fn exp<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> Vector<S, A> {
+    let (less_one, shifted) = reduced::<S, A>(simd, x);
+    let result = less_one + splat(simd, one::<A>());
+    let scaled = Vector::<S, A>::from_bits(result.to_bits() + (shifted.to_bits() << A::EXPONENT));
+    x.simd_lt(splat(simd, A::MIN_EXP))
+        .select(splat(simd, A::default()), scaled)
+}
+
+/// `e^x - 1` for `x <= 0`, exact to some units in its last place near 0 too.
+#[inline(always)]
+pub(crate) fn exp_m1<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> Vector<S, A> {
+    let (less_one, shifted) = reduced::<S, A>(simd, x);
+    let one = splat::<S, A>(simd, one::<A>());
+    let power = Vector::<S, A>::from_bits(one.to_bits() + (shifted.to_bits() << A::EXPONENT));
+    let result = less_one.mul_add(power, power - one);
+    x.simd_lt(splat(simd, A::MIN_EXP))
+        .select(splat(simd, A::default()) - one, result)
+}
+
+/// `e^r - 1` and, in the low bits, `n`.
+#[inline(always)]
+fn reduced<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> (Vector<S, A>, Vector<S, A>) {
     let shifted = x.mul_add(splat(simd, A::LOG2_E), splat(simd, A::ROUND));
     let n = splat(simd, A::ROUND) - shifted;
     let r = n.mul_add(splat(simd, A::LN_2[0]), x);
@@ -34,10 +55,7 @@ pub(crate) fn exp<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> Vector<S, A> {
     for &coefficient in rest.iter().rev() {
         poly = poly.mul_add(r, splat(simd, coefficient));
     }
-    let result = (poly * r).mul_add(r, r) + splat(simd, one::<A>());
-    let scaled = Vector::<S, A>::from_bits(result.to_bits() + (shifted.to_bits() << A::EXPONENT));
-    x.simd_lt(splat(simd, A::MIN_EXP))
-        .select(splat(simd, A::default()), scaled)
+    ((poly * r).mul_add(r, r), shifted)
 }
 
 #[inline(always)]

@@ -1,6 +1,9 @@
-//! What a tile of queries and keys may see: the causal mask and the mask tensor in one place.
+//! Which keys a query sees: its sequence and the positions give it one range of keys, masks choose among those.
 
-use attn_core::{AttentionShape, Host, Layout, Result, Visible};
+use crate::masks::Chosen;
+use crate::scores::Job;
+use crate::spans::Span;
+use attn_core::{AttentionShape, Causal, Host, Result, Visible, Window};
 use core::ops::Range;
 
 /// How much of a tile is seen.
@@ -12,7 +15,7 @@ pub(crate) enum Seen {
 }
 
 impl Seen {
-    fn and(self, other: Self) -> Self {
+    pub(crate) const fn and(self, other: Self) -> Self {
         match (self, other) {
             (Self::Nothing, _) | (_, Self::Nothing) => Self::Nothing,
             (Self::Everything, Self::Everything) => Self::Everything,
@@ -23,153 +26,117 @@ impl Seen {
 
 /// Which keys each query sees.
 pub(crate) struct Visibility<'a> {
-    causal: Option<attn_core::Causal>,
-    mask: Option<MaskRows<'a>>,
-    query_length: usize,
-    key_length: usize,
+    causal: Option<Causal>,
+    window: Option<Window>,
+    /// How many of its last tokens a ring has.
+    held: Option<usize>,
+    chosen: Chosen<'a>,
 }
 
 impl<'a> Visibility<'a> {
     pub(crate) fn new(
         visible: &Visible<'a, Host>,
+        held: Option<usize>,
         shape: &AttentionShape,
         weights: &attn_core::Dims,
     ) -> Result<Self> {
-        let mask = match &visible.mask {
-            None => None,
-            Some(mask) => {
-                let view = mask.view().broadcast_to("mask", weights)?;
-                Some(MaskRows {
-                    bytes: view.buf(),
-                    layout: *view.layout(),
-                    set_means_keep: mask.set_means_keep(),
-                })
-            }
-        };
         Ok(Self {
             causal: visible.causal,
-            mask,
-            query_length: shape.query_length,
-            key_length: shape.key_length,
+            window: visible.window,
+            held,
+            chosen: Chosen::new(visible, shape, weights)?,
         })
     }
 
-    /// How many keys, from the first on, the causal mask lets `query` see.
-    fn reach(&self, query: usize) -> usize {
-        self.causal.map_or(self.key_length, |causal| {
-            causal.visible(query, self.query_length, self.key_length)
-        })
+    /// The keys among which masks choose for a query. Both ends grow with the query; where the end is not beyond the start there are none.
+    fn range(&self, span: &Span, query: usize) -> Range<usize> {
+        let (queries, keys) = (span.queries.len(), span.keys.len());
+        let query = query - span.queries.start;
+        let mut range = 0..keys;
+        if let Some(causal) = self.causal {
+            range.end = causal.visible(query, queries, keys);
+        }
+        if let Some(window) = self.window {
+            let window = window.visible(query, queries, keys);
+            range = range.start.max(window.start)..range.end.min(window.end);
+        }
+        if let Some(held) = self.held {
+            range.start = range.start.max(keys.saturating_sub(held));
+        }
+        range.start + span.keys.start..range.end + span.keys.start
     }
 
-    /// How much of the tile `queries × keys` of matrix `head` (batch and head, row-major) is seen.
-    pub(crate) fn tile(&self, head: usize, queries: Range<usize>, keys: Range<usize>) -> Seen {
-        let (least, most) = (self.reach(queries.start), self.reach(queries.end - 1));
-        let causal = if most <= keys.start {
+    /// The first of a sequence's keys that there still is.
+    pub(crate) fn first_held(&self, span: &Span) -> usize {
+        let gone = self
+            .held
+            .map_or(0, |held| span.keys.len().saturating_sub(held));
+        span.keys.start + gone
+    }
+
+    /// From the first key that a query of the job may see to the last.
+    pub(crate) fn reach(&self, job: &Job) -> Range<usize> {
+        let first = self.range(&job.span, job.queries.start);
+        let last = self.range(&job.span, job.queries.end - 1);
+        first.start..last.end
+    }
+
+    /// Whether masks choose among the keys of a range.
+    pub(crate) const fn has_masks(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    /// How much of the tile of a job's queries and `keys` is seen.
+    pub(crate) fn tile(&self, job: &Job, keys: Range<usize>) -> Seen {
+        let first = self.range(&job.span, job.queries.start);
+        let last = self.range(&job.span, job.queries.end - 1);
+        let by_position = if last.end <= keys.start || first.start >= keys.end {
             Seen::Nothing
-        } else if least >= keys.end {
+        } else if last.start <= keys.start && first.end >= keys.end {
             Seen::Everything
         } else {
             Seen::Part
         };
-        match &self.mask {
-            Some(mask) if causal != Seen::Nothing => causal.and(mask.tile(head, queries, keys)),
-            _ => causal,
+        match self.chosen.is_some() && by_position != Seen::Nothing {
+            true => by_position.and(self.chosen.tile(job, keys)),
+            false => by_position,
         }
     }
 
-    /// Whether one of `queries` sees no key at all.
-    pub(crate) fn any_blind(&self, head: usize, queries: Range<usize>) -> bool {
-        match &self.mask {
-            // Reach grows with the query, so the first one sees least.
-            None => self.reach(queries.start) == 0,
-            Some(mask) => queries.into_iter().any(|query| {
-                !(0..self.reach(query)).any(|key| mask.keeps(mask.row(head, query), key))
-            }),
+    /// Whether one of a job's queries sees no key at all.
+    pub(crate) fn any_blind(&self, job: &Job) -> bool {
+        let is_blind = |query| self.range(&job.span, query).is_empty();
+        // Both ends of a range move with the query, so the emptiest one is that of the first or the last.
+        if is_blind(job.queries.start) || is_blind(job.queries.end - 1) {
+            return true;
         }
+        self.chosen.is_some()
+            && job.queries.clone().any(|query| {
+                let mut range = self.range(&job.span, query);
+                !range.any(|key| self.chosen.sees(job, query, key))
+            })
     }
 
-    /// Calls `hide(i)` for each key `keys.start + i` that `query` does not see.
+    /// Calls `hide(i)` for each key `keys.start + i` that `query` does not see, for some of them more than once.
     #[inline(always)]
     pub(crate) fn for_each_hidden(
         &self,
-        head: usize,
+        job: &Job,
         query: usize,
         keys: Range<usize>,
         mut hide: impl FnMut(usize),
     ) {
-        let reach = self.reach(query).clamp(keys.start, keys.end);
-        if let Some(mask) = &self.mask {
-            let row = mask.row(head, query);
-            for key in keys.start..reach {
-                if !mask.keeps(row, key) {
-                    hide(key - keys.start);
-                }
-            }
-        }
-        for key in reach..keys.end {
+        let range = self.range(&job.span, query);
+        let start = range.start.clamp(keys.start, keys.end);
+        let end = range.end.clamp(start, keys.end);
+        for key in keys.start..start {
             hide(key - keys.start);
         }
-    }
-}
-
-/// A mask tensor broadcast to `[batch..., heads, query_length, key_length]`.
-struct MaskRows<'a> {
-    bytes: &'a [u8],
-    layout: Layout,
-    set_means_keep: bool,
-}
-
-impl MaskRows<'_> {
-    fn row(&self, head: usize, query: usize) -> usize {
-        let rank = self.layout.shape().rank();
-        self.layout.base(rank - 2, head) + query * self.layout.strides()[rank - 2]
-    }
-
-    #[inline(always)]
-    fn keeps(&self, row: usize, key: usize) -> bool {
-        (self.bytes[row + key * self.key_stride()] != 0) == self.set_means_keep
-    }
-
-    #[inline(always)]
-    fn key_stride(&self) -> usize {
-        self.layout.strides().last().copied().unwrap_or(0)
-    }
-
-    fn tile(&self, head: usize, queries: Range<usize>, keys: Range<usize>) -> Seen {
-        let repeated = self.layout.strides()[self.layout.shape().rank() - 2] == 0;
-        let queries = if repeated {
-            queries.start..queries.start + 1
-        } else {
-            queries
-        };
-        let mut rows = queries.map(|query| self.row_of_tile(self.row(head, query), keys.clone()));
-        let first = rows.next().unwrap_or(Seen::Everything);
-        if first == Seen::Part || rows.any(|row| row != first) {
-            Seen::Part
-        } else {
-            first
+        if self.chosen.is_some() {
+            (self.chosen).for_each_hidden(job, query, start..end, |key| hide(key - keys.start));
         }
-    }
-
-    fn row_of_tile(&self, row: usize, keys: Range<usize>) -> Seen {
-        if self.key_stride() != 1 {
-            let first = self.keeps(row, keys.start);
-            let same = keys.clone().all(|key| self.keeps(row, key) == first);
-            return Self::seen(same, first);
-        }
-        let bytes = &self.bytes[row + keys.start..row + keys.end];
-        let set = bytes.iter().filter(|&&byte| byte != 0).count();
-        Self::seen(
-            set == 0 || set == bytes.len(),
-            (set != 0) == self.set_means_keep,
-        )
-    }
-
-    fn seen(same: bool, kept: bool) -> Seen {
-        match (same, kept) {
-            (false, _) => Seen::Part,
-            (true, true) => Seen::Everything,
-            (true, false) => Seen::Nothing,
+        for key in end..keys.end {
+            hide(key - keys.start);
         }
     }
 }

@@ -1,0 +1,175 @@
+//! What scores are besides products: the softcap, and what is added for a query and a key.
+//!
+//! Scores lie as `[strip][KEYS][width]`, queries in lanes; with one lane a strip is a row of keys.
+
+use crate::scores::{Job, KEYS, lane_index};
+use crate::simd::{Lane, Select, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
+use crate::softmax::exp_m1;
+use attn_core::{Alignment, Dims, Element, Host, HostView, Relative, Result, Scores};
+use core::ops::Range;
+
+/// The terms of a call.
+pub(crate) struct Terms<'a, A: Element> {
+    cap: Option<A>,
+    bias: Option<HostView<'a, A>>,
+    alibi: Option<(&'a [A], Alignment)>,
+    relative: Option<Table<'a, A>>,
+}
+
+/// A table of what distances add.
+struct Table<'a, A> {
+    /// `[heads, distances]`.
+    table: &'a [A],
+    distances: usize,
+    zero: usize,
+    alignment: Alignment,
+}
+
+impl<'a, A: Lane> Terms<'a, A> {
+    pub(crate) fn new<T: Element<Acc = A>>(
+        scores: &Scores<'a, Host, T>,
+        num_heads: usize,
+        weights: &Dims,
+    ) -> Result<Self> {
+        let bias = scores.bias.as_ref();
+        Ok(Self {
+            cap: scores.softcap.map(A::from_f64),
+            bias: bias
+                .map(|bias| bias.broadcast_to("bias", weights))
+                .transpose()?,
+            alibi: (scores.alibi).map(|alibi| (alibi.slopes.buf(), alibi.alignment)),
+            relative: scores.relative.map(|relative| Table {
+                table: relative.table.buf(),
+                distances: relative.distances(num_heads),
+                zero: relative.zero,
+                alignment: relative.alignment,
+            }),
+        })
+    }
+
+    /// Whether a term may make a score infinite, as a bias may.
+    pub(crate) fn may_be_infinite(&self) -> bool {
+        let not_finite = |numbers: &[A]| numbers.iter().any(|number| !number.to_f64().is_finite());
+        self.bias.is_some()
+            || self
+                .alibi
+                .is_some_and(|(slopes, _)| not_finite(slopes))
+            || self
+                .relative
+                .as_ref()
+                .is_some_and(|relative| not_finite(relative.table))
+    }
+
+    /// Caps the scores of a tile.
+    #[inline(always)]
+    pub(crate) fn cap<S: Simd>(&self, simd: S, width: usize, queries: usize, p: &mut [A]) {
+        let Some(cap) = self.cap else {
+            return;
+        };
+        let used = queries.next_multiple_of(width) * KEYS;
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                let cap = splat::<S, A>(simd, cap);
+                for s in p[..used].chunks_exact_mut(lanes::<S, A>()) {
+                    let x = load::<S, A>(simd, s) / cap;
+                    (tanh::<S, A>(simd, x) * cap).store_slice(s);
+                }
+            },
+        );
+    }
+
+    /// Adds what there is to add for `matrix`, the job's head of its batch entry.
+    #[inline(always)]
+    pub(crate) fn add(
+        &self,
+        width: usize,
+        job: &Job,
+        matrix: usize,
+        keys: Range<usize>,
+        p: &mut [A],
+    ) {
+        if let Some(bias) = &self.bias {
+            add_bias(bias, width, job, matrix, keys.clone(), p);
+        }
+        if let Some((slopes, alignment)) = self.alibi {
+            let slope = slopes[job.head];
+            for_each_distance(width, job, alignment, keys.clone(), p, |score, distance| {
+                *score -= slope * A::from_f64(distance.unsigned_abs() as f64);
+            });
+        }
+        if let Some(relative) = &self.relative {
+            let (distances, zero) = (relative.distances, relative.zero);
+            let row = &relative.table[job.head * distances..][..distances];
+            for_each_distance(width, job, relative.alignment, keys, p, |score, distance| {
+                *score += row[Relative::<Host, A>::column(zero, distances, 0, distance.saturating_neg())];
+            });
+        }
+    }
+
+    /// The factor of softcap's gradient, from the capped scores of a tile: `1 - (s / cap)²`.
+    #[inline(always)]
+    pub(crate) fn uncap<S: Simd>(&self, simd: S, capped: &[A], ds: &mut [A]) {
+        let Some(cap) = self.cap else {
+            return;
+        };
+        let (once, one) = (lanes::<S, A>(), splat(simd, A::from(1i8)));
+        let cap = splat::<S, A>(simd, cap);
+        for (ds, s) in ds.chunks_exact_mut(once).zip(capped.chunks_exact(once)) {
+            let t = load::<S, A>(simd, s) / cap;
+            (load::<S, A>(simd, ds) * (one - t * t)).store_slice(ds);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_bias<A: Lane>(
+    bias: &HostView<'_, A>,
+    width: usize,
+    job: &Job,
+    matrix: usize,
+    keys: Range<usize>,
+    p: &mut [A],
+) {
+    let layout = bias.layout();
+    let rank = layout.shape().rank();
+    let strides = layout.strides();
+    let matrix = layout.base(rank - 2, matrix);
+    for (i, query) in job.queries.clone().enumerate() {
+        let row = matrix + query * strides[rank - 2];
+        for (n, key) in keys.clone().enumerate() {
+            p[lane_index(width, i, n)] += bias.buf()[row + key * strides[rank - 1]];
+        }
+    }
+}
+
+/// Calls `change` for the score of each query and key with the distance from the query's position to the key.
+#[inline(always)]
+fn for_each_distance<A>(
+    width: usize,
+    job: &Job,
+    alignment: Alignment,
+    keys: Range<usize>,
+    p: &mut [A],
+    change: impl Fn(&mut A, isize),
+) {
+    let span = &job.span;
+    for (i, query) in job.queries.clone().enumerate() {
+        let query = query - span.queries.start;
+        let position = alignment.position(query, span.queries.len(), span.keys.len());
+        for (n, key) in keys.clone().enumerate() {
+            let distance = ((key - span.keys.start) as isize).saturating_sub(position);
+            change(&mut p[lane_index(width, i, n)], distance);
+        }
+    }
+}
+
+/// `tanh(x)` from `e^(-2|x|) - 1`, which loses no digits near 0.
+#[inline(always)]
+fn tanh<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> Vector<S, A> {
+    let (zero, two) = (splat::<S, A>(simd, A::default()), splat(simd, A::from(2i8)));
+    let size = x.max(zero - x);
+    let less = exp_m1::<S, A>(simd, zero - size * two);
+    let result = (zero - less) / (less + two);
+    x.simd_lt(zero).select(zero - result, result)
+}
