@@ -474,11 +474,24 @@ impl Features {
         Self(self.0 & !other.0)
     }
 
+    /// Whether all of `other` are in `self`.
+    ///
+    /// ```
+    /// use attn_core::Features;
+    /// assert!(Features::FLAX.contains(Features::MASK) && !Features::FLAX.contains(Features::WINDOW));
+    /// ```
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        other.without(self).0 == 0
+    }
+
     const fn with(self, other: Self, used: bool) -> Self {
         if used { self.union(other) } else { self }
     }
 
-    fn first_name(self) -> Option<&'static str> {
+    /// The name of the first of them, as [`Error::Unsupported`] gives it; `None` if there are none.
+    #[must_use]
+    pub fn first_name(self) -> Option<&'static str> {
         if self.0 == 0 {
             return None;
         }
