@@ -12,13 +12,33 @@ use crate::pack;
 use crate::scores::{Job, QUERIES, Scoring};
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
+use crate::spans::Spans;
+use crate::terms::Terms;
 use crate::threads::{Jobs, Work};
+use crate::tokens::Tokens;
 use crate::visibility::Visibility;
 use attn_core::{
-    Attention, AttentionShape, Error, Features, Host, HostViewMut, Layout, Outputs, Result,
+    Attention, AttentionShape, Error, Features, Host, HostViewMut, Layout, Outputs, Result, Span,
 };
+use core::ops::Range;
 
-pub(crate) const SUPPORTED: Features = Features::FLAX;
+/// What the forward pass computes.
+pub(crate) const SUPPORTED: Features = Features::FLAX
+    .union(Features::GROUPED)
+    .union(Features::SOFTCAP)
+    .union(Features::ALIBI)
+    .union(Features::RELATIVE)
+    .union(Features::SINKS)
+    .union(Features::WINDOW)
+    .union(Features::SEQUENCES)
+    .union(Features::SEGMENTS)
+    .union(Features::BLOCKS)
+    .union(Features::STAGES)
+    .union(Features::CACHED)
+    .union(Features::RING)
+    .union(Features::PAGED)
+    .union(Features::INT8)
+    .union(Features::Q8_0);
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
     worker_scratch::<T>(cpu, shape).saturating_mul(cpu.threads())
@@ -47,6 +67,7 @@ pub(crate) fn attend<T: Stored>(
         mut weights,
         mut statistics,
         stage,
+        ..
     } = request.outputs;
     let out_layout = *out.layout();
     let call = Call {
@@ -59,7 +80,7 @@ pub(crate) fn attend<T: Stored>(
         stage,
         statistics: statistics.as_mut().map(shared),
     };
-    let spans = Spans::new(request.visible.sequences, &shape);
+    let spans = Spans::new(request.visible.sequences, shape);
     let few = few::serves(&shape, pack::panel::<T::Acc>(cpu));
     let per_matrix = match few {
         true => {
@@ -96,22 +117,28 @@ pub(crate) fn operations(shape: &AttentionShape) -> usize {
 pub(crate) fn scoring<'a, T: Stored>(
     request: &Attention<'a, Host, T>,
     shape: &AttentionShape,
-) -> Result<(Scoring<'a, T>, Heads<'a, T>)> {
+) -> Result<(Scoring<'a, T>, Tokens<'a, T>)> {
     let weights = shape.weights(request.query.shape())?;
     let scale = request.scores.scale.factor(shape.depth, libm::sqrt);
+    let [key, value] = Tokens::of(&request.source, shape).ok_or(Error::Unsupported {
+        backend: "attn-kernels-cpu",
+        feature: "this source of keys and values",
+        instead: "Pass keys and values as arrays",
+    })?;
+    let terms = Terms::new(&request.scores, shape.num_heads, &weights)?;
     let scoring = Scoring {
         shape: *shape,
         query: Heads::new(&request.query),
-        key: Heads::new(key),
         scale: <T::Acc as attn_core::Element>::from_f64(scale),
-        bias: bias
-            .map(|bias| bias.broadcast_to("bias", &weights))
-            .transpose()?,
-        visible: Visibility::new(&request.visible, shape, &weights)?,
+        infinite: terms.may_be_infinite(),
+        terms,
+        sinks: request.scores.sinks.map(|sinks| sinks.buf()),
+        visible: Visibility::new(&request.visible, key.held(), shape, &weights)?,
+        key,
         fully_masked: request.visible.fully_masked,
         hidden_count: (request.dropout).is_some_and(|dropout| dropout.multiplier().is_nan()),
     };
-    Ok((scoring, Heads::new(value)))
+    Ok((scoring, value))
 }
 
 /// An output for several threads, and where its elements lie.
@@ -138,6 +165,7 @@ fn check<T: Stored>(
             wanted,
         });
     }
+    request.check_contents(&shape)?;
     let needed = self::scratch::<T>(cpu, &shape);
     enough(scratch, needed)?;
     Ok(shape)
@@ -146,6 +174,7 @@ fn check<T: Stored>(
 /// One thread's share of the jobs.
 struct Worker<'a, 'c, T: Stored> {
     call: &'a Call<'c, T>,
+    spans: &'a Spans<'c>,
     jobs: &'a Jobs,
     scratch: &'a mut [T::Acc],
 }
@@ -170,13 +199,30 @@ where
             let tile = per_head - 1 - number % per_head;
             let matrix = number / per_head;
             let start = tile * QUERIES;
-            let job = Job {
-                batch: matrix / shape.num_heads,
-                head: matrix % shape.num_heads,
-                queries: start..(start + QUERIES).min(shape.query_length),
-            };
-            self.call.run(simd, &job, &mut tiles);
+            let mut rest = start..(start + QUERIES).min(shape.query_length);
+            while !rest.is_empty() {
+                let (queries, span) = self.spans.first(matrix / shape.num_heads, rest.clone());
+                rest.start = queries.end;
+                let job = job(shape, matrix, queries, span.as_ref());
+                match span {
+                    Some(_) => self.call.run(simd, &job, &mut tiles),
+                    None => self.call.write_nothing(&job, tiles.row()),
+                }
+            }
         }
+    }
+}
+
+/// A job of one head of one batch entry.
+fn job(shape: &AttentionShape, matrix: usize, queries: Range<usize>, span: Option<&Span>) -> Job {
+    Job {
+        batch: matrix / shape.num_heads,
+        head: matrix % shape.num_heads,
+        span: span.cloned().unwrap_or(Span {
+            queries: queries.clone(),
+            keys: 0..0,
+        }),
+        queries,
     }
 }
 
@@ -184,18 +230,32 @@ impl<T: Stored> Worker<'_, '_, T>
 where
     T::Acc: Lane,
 {
-    /// Heads with a few queries each.
+    /// A few queries of heads that share keys and values.
     #[inline(always)]
     fn run_few<S: Simd>(self, simd: S) {
         let shape = &self.call.scoring.shape;
         let mut tiles = FewTiles::cut(self.scratch, shape);
-        while let Some(matrix) = self.jobs.take() {
-            let job = Job {
-                batch: matrix / shape.num_heads,
-                head: matrix % shape.num_heads,
-                queries: 0..shape.query_length,
-            };
-            self.call.run_few(simd, &job, &mut tiles);
+        let group = shape.num_heads / shape.key_heads.max(1);
+        let heads_at_once = few::heads_at_once(shape);
+        let per_group = group.div_ceil(heads_at_once);
+        while let Some(number) = self.jobs.take() {
+            let first = number % per_group * heads_at_once;
+            let heads = heads_at_once.min(group - first);
+            let matrix = number / per_group * group + first;
+            let mut rest = 0..shape.query_length;
+            while !rest.is_empty() {
+                let (queries, span) = self.spans.first(matrix / shape.num_heads, rest.clone());
+                rest.start = queries.end;
+                let job = job(shape, matrix, queries, span.as_ref());
+                match span {
+                    Some(_) => self.call.run_few(simd, &job, heads, &mut tiles),
+                    None => {
+                        for job in job.each_head(heads) {
+                            self.call.write_nothing(&job, tiles.row());
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -1,15 +1,26 @@
 //! A call for the gradients of attention: checks, jobs, threads.
 
-use crate::attend::{SUPPORTED, operations, scoring, shared};
+use crate::attend::{operations, scoring, shared};
 use crate::backward::{Call, Tiles};
 use crate::buffers::enough;
 use crate::cpu::Cpu;
 use crate::dropout::Dropped;
 use crate::element::Stored;
 use crate::heads::Heads;
+use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
+use crate::spans::Spans;
 use crate::threads::{Jobs, Work};
-use attn_core::{AttentionBackward, AttentionShape, Host, Layout, Result};
+use attn_core::{AttentionBackward, AttentionShape, Features, Host, Layout, Result};
+
+/// What there are gradients of: everything but caches.
+pub(crate) const SUPPORTED: Features = crate::attend::SUPPORTED.without(CACHES);
+
+const CACHES: Features = Features::CACHED
+    .union(Features::RING)
+    .union(Features::PAGED)
+    .union(Features::INT8)
+    .union(Features::Q8_0);
 
 pub(crate) fn scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
     let heads = shape.batch.saturating_mul(shape.num_heads).max(1);
@@ -25,6 +36,7 @@ pub(crate) fn attend_backward<T: Stored>(
         .call
         .check_supported("attn-kernels-cpu", SUPPORTED)?;
     let shape = request.shape()?;
+    request.call.check_contents(&shape)?;
     enough(scratch.len(), self::scratch::<T>(cpu, &shape))?;
     let AttentionBackward {
         call,
@@ -35,6 +47,8 @@ pub(crate) fn attend_backward<T: Stored>(
         mut d_key,
         mut d_value,
         mut d_bias,
+        mut d_relative,
+        mut d_sinks,
         ..
     } = request;
     let weights = shape.weights(call.query.shape())?;
@@ -53,6 +67,7 @@ pub(crate) fn attend_backward<T: Stored>(
     };
     let call = Call {
         scoring,
+        spans: Spans::new(call.visible.sequences, shape),
         value,
         dropout,
         out: Heads::new(&out),
@@ -62,9 +77,9 @@ pub(crate) fn attend_backward<T: Stored>(
         d_key: shared(&mut d_key),
         d_value: shared(&mut d_value),
         d_bias,
+        d_relative: (d_relative.as_mut()).map(|table| Shared::from_slice(table.buf_mut())),
     };
-    let heads = shape.batch * shape.num_heads;
-    let mut run = |jobs, of_bias| {
+    let mut run = |jobs, pass| {
         let each = Tiles::<T::Acc>::size(&shape);
         let work = Work {
             jobs,
@@ -74,14 +89,20 @@ pub(crate) fn attend_backward<T: Stored>(
             cpu.level().dispatch(Worker {
                 call: &call,
                 jobs,
-                of_bias,
+                pass,
                 scratch,
             });
         });
     };
-    run(heads, false);
+    run(shape.batch * shape.key_heads, Pass::Inputs);
     if call.d_bias.is_some() {
-        run(call.bias_jobs(), true);
+        run(call.bias_jobs(), Pass::Bias);
+    }
+    if call.d_relative.is_some() {
+        run(shape.num_heads, Pass::Relative);
+    }
+    if let Some(d_sinks) = &mut d_sinks {
+        call.sum_sinks(d_sinks.buf_mut(), scratch);
     }
     Ok(())
 }
@@ -95,12 +116,21 @@ fn clear<A: Lane>(view: &mut attn_core::HostViewMut<'_, A>) {
     }
 }
 
+/// Which gradients jobs are for.
+#[derive(Clone, Copy)]
+enum Pass {
+    /// Queries, keys and values.
+    Inputs,
+    Bias,
+    /// The table of relative positions.
+    Relative,
+}
+
 /// One thread's share of the jobs.
 struct Worker<'a, 'c, T: Stored> {
     call: &'a Call<'c, T>,
     jobs: &'a Jobs,
-    /// Whether they are those of the bias.
-    of_bias: bool,
+    pass: Pass,
     scratch: &'a mut [T::Acc],
 }
 
@@ -114,11 +144,11 @@ where
     fn run<S: Simd>(self, simd: S) {
         let (mut tiles, [k, v]) = Tiles::cut(self.scratch, &self.call.scoring.shape);
         while let Some(number) = self.jobs.take() {
-            if self.of_bias {
-                self.call
-                    .run_bias(simd, number, &mut tiles, [&mut *k, &mut *v]);
-            } else {
-                self.call.run(simd, number, &mut tiles, [&mut *k, &mut *v]);
+            let (tiles, kv) = (&mut tiles, [&mut *k, &mut *v]);
+            match self.pass {
+                Pass::Inputs => self.call.run(simd, number, tiles, kv),
+                Pass::Bias => self.call.run_bias(simd, number, tiles, kv),
+                Pass::Relative => self.call.run_relative(simd, number, tiles, kv),
             }
         }
     }

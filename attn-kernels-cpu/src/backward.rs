@@ -8,26 +8,32 @@
 //!         p  = e^(score - m) / l        as in the forward pass
 //!         dp = v · doᵀ · keep           keep: dropout's factors, made again
 //!         ds = p · (dp - delta)         0 where the mask hides
+//!         ds = ds · (1 - (s / cap)²)    where scores are capped
 //!         dq += kᵀ · ds;  dk += ds · q;  dv += (p · keep) · do
 //! ```
 //!
-//! Five products where the forward pass has two. `dk` and `dv` of the head stay in scratch until its last query, so a job is a
-//! whole head and nothing is computed twice or shared between threads.
+//! Five products where the forward pass has two. `dk` and `dv` of a head of keys stay in scratch until its last query, so a job is a
+//! whole head of keys with all heads of queries that it serves, and nothing is computed twice or shared between threads.
 
 mod bias;
+mod relative;
+mod sinks;
 
 use crate::buffers::{aligned, margin};
 use crate::dropout::{Dropped, Strip};
 use crate::element::Stored;
 use crate::heads::{Heads, row_start, write_narrowed};
+use crate::hidden::{Places, any_not_finite, clean};
 use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::{Columns, OverQueries, Products};
-use crate::scores::{Job, KEYS, QUERIES, Scoring};
+use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index};
 use crate::shared::Shared;
 use crate::simd::{Lane, Select, Simd, SimdBase, lanes, load, splat};
 use crate::softmax;
+use crate::spans::Spans;
+use crate::tokens::Tokens;
 use crate::visibility::Seen;
-use attn_core::{AttentionShape, FullyMasked, HostView, Layout};
+use attn_core::{AttentionShape, HostView, Layout};
 use core::ops::Range;
 
 /// An output that several threads write, and where its elements lie.
@@ -36,7 +42,8 @@ pub(crate) type Output<'a, T> = (Shared<'a, T>, Layout);
 /// What all jobs of a call share.
 pub(crate) struct Call<'a, T: Stored> {
     pub(crate) scoring: Scoring<'a, T>,
-    pub(crate) value: Heads<'a, T>,
+    pub(crate) spans: Spans<'a>,
+    pub(crate) value: Tokens<'a, T>,
     pub(crate) dropout: Option<Dropped<T::Acc>>,
     pub(crate) out: Heads<'a, T>,
     pub(crate) statistics: HostView<'a, T::Acc>,
@@ -46,6 +53,8 @@ pub(crate) struct Call<'a, T: Stored> {
     pub(crate) d_value: Output<'a, T>,
     /// The layout is that of the bias, broadcast to the shape of the weights.
     pub(crate) d_bias: Option<Output<'a, T::Acc>>,
+    /// `[heads, distances]`.
+    pub(crate) d_relative: Option<Shared<'a, T::Acc>>,
 }
 
 /// The tiles of one worker, cut from its scratch. A stride is a depth, rounded up to whole register tiles.
@@ -71,6 +80,8 @@ pub(crate) struct Tiles<'a, A> {
     delta: &'a mut [A],
     ones: &'a mut [A],
     rows: [&'a mut [A]; 2],
+    /// A tile of keys without those numbers that a mask must keep out.
+    clean: &'a mut [A],
     /// Whether the queries look at one tile of keys only.
     alone: bool,
     /// Gradients of all keys of the head, `[panel][key][width]`.
@@ -86,7 +97,7 @@ const fn padded(depth: usize) -> usize {
 
 impl<'a, A: Lane> Tiles<'a, A> {
     /// Elements of each buffer, in the order in which they are cut: multiples of the alignment first.
-    const fn lengths(shape: &AttentionShape) -> [usize; 18] {
+    const fn lengths(shape: &AttentionShape) -> [usize; 19] {
         let (depth, value_depth, keys) = (shape.depth, shape.value_depth, shape.key_length);
         let row = if depth > value_depth {
             depth
@@ -110,6 +121,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
             QUERIES.saturating_mul(depth),
             keys.saturating_mul(depth),
             keys.saturating_mul(value_depth),
+            KEYS.saturating_mul(depth),
             row,
             row,
         ]
@@ -147,6 +159,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
             dq,
             k,
             v,
+            clean,
             row,
             other,
         ] = Self::lengths(shape).map(|length| {
@@ -169,6 +182,7 @@ impl<'a, A: Lane> Tiles<'a, A> {
             delta,
             ones,
             rows: [row, other],
+            clean,
             alone: false,
             dk,
             dv,
@@ -178,66 +192,103 @@ impl<'a, A: Lane> Tiles<'a, A> {
 }
 
 impl<T: Stored> Call<'_, T> {
-    /// The gradients of one head of one batch entry.
+    /// The gradients of one head of keys of one batch entry, and of the heads of queries that it serves.
     #[inline(always)]
     pub(crate) fn run<S: Simd>(
         &self,
         simd: S,
-        matrix: usize,
+        number: usize,
         tiles: &mut Tiles<'_, T::Acc>,
         [k, v]: [&mut [T::Acc]; 2],
     ) {
         let shape = &self.scoring.shape;
+        let (batch, key_head) = (number / shape.key_heads, number % shape.key_heads);
         // Gathered once for all queries: the rows of a head lie far apart, and crowd the same few sets of the cache.
-        let whole = self.job(matrix, 0..0);
-        let k = self.scoring.keys(&whole, 0..shape.key_length, k);
-        let v = self.values(&whole, 0..shape.key_length, v);
+        let k = (self.scoring.key.head(batch, key_head)).tile(0..shape.key_length, k);
+        let v = (self.value.head(batch, key_head)).tile(0..shape.key_length, v);
         tiles.dk.fill(T::Acc::default());
         tiles.dv.fill(T::Acc::default());
-        for queries in tiles_of_queries(shape.query_length) {
-            let job = self.job(matrix, queries);
-            self.load(simd, &job, tiles);
-            tiles.dq.fill(T::Acc::default());
-            for keys in self.scoring.tiles(&job) {
-                let k = &k[keys.start * shape.depth..keys.end * shape.depth];
-                let v = &v[keys.start * shape.value_depth..keys.end * shape.value_depth];
-                self.score_gradients(simd, &job, keys.clone(), [k, v], tiles);
-                self.accumulate(simd, &job, keys, k, tiles);
+        let group = shape.num_heads / shape.key_heads;
+        for head in key_head * group..(key_head + 1) * group {
+            for (queries, span) in self.spans.tiles(batch) {
+                let Some(span) = span else {
+                    self.write_no_d_query([batch, head], queries, tiles.rows[0]);
+                    continue;
+                };
+                let job = Job {
+                    batch,
+                    head,
+                    queries,
+                    span,
+                };
+                self.run_tile(simd, &job, [k, v], tiles);
             }
-            self.write_d_query(simd, &job, tiles);
         }
         let width = width::<S, T::Acc>();
         let row = &mut *tiles.rows[0];
-        write_panels(
-            &self.d_key,
-            &whole,
-            tiles.dk,
-            width,
-            &mut row[..shape.depth],
-        );
+        let place = [batch, key_head];
+        write_panels(&self.d_key, place, tiles.dk, width, &mut row[..shape.depth]);
         let row = &mut row[..shape.value_depth];
-        write_panels(&self.d_value, &whole, tiles.dv, width, row);
+        write_panels(&self.d_value, place, tiles.dv, width, row);
     }
 
-    /// The rows of a tile of values: as they lie, or widened into `copy`.
+    /// The jobs of one head of queries.
+    fn jobs_of(&self, matrix: usize) -> impl Iterator<Item = Job> + '_ {
+        let heads = self.scoring.shape.num_heads;
+        let (batch, head) = (matrix / heads, matrix % heads);
+        let tiles = self.spans.tiles(batch);
+        tiles.filter_map(move |(queries, span)| {
+            Some(Job {
+                batch,
+                head,
+                queries,
+                span: span?,
+            })
+        })
+    }
+
+    /// Makes weights and gradients of scores of a tile of keys again.
     #[inline(always)]
-    fn values<'b>(&'b self, job: &Job, keys: Range<usize>, copy: &'b mut [T::Acc]) -> &'b [T::Acc] {
-        let depth = self.scoring.shape.value_depth;
-        self.value.tile(job.batch, job.head, keys, depth, copy)
+    fn remake<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        keys: Range<usize>,
+        [k, v]: [&mut [T::Acc]; 2],
+        tiles: &mut Tiles<'_, T::Acc>,
+    ) {
+        let head = self.scoring.shape.key_head(job.head);
+        let k = self.scoring.keys(job).tile(keys.clone(), k);
+        let v = self.value.head(job.batch, head).tile(keys.clone(), v);
+        self.score_gradients(simd, job, keys, [k, v], tiles);
     }
 
-    fn job(&self, matrix: usize, queries: Range<usize>) -> Job {
-        Job {
-            batch: matrix / self.scoring.shape.num_heads,
-            head: matrix % self.scoring.shape.num_heads,
-            queries,
+    /// What the queries of a job give.
+    #[inline(always)]
+    fn run_tile<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        [k, v]: [&[T::Acc]; 2],
+        tiles: &mut Tiles<'_, T::Acc>,
+    ) {
+        let shape = &self.scoring.shape;
+        self.load(simd, job, tiles);
+        tiles.dq.fill(T::Acc::default());
+        for keys in self.scoring.tiles(job, 1) {
+            let k = &k[keys.start * shape.depth..keys.end * shape.depth];
+            let v = &v[keys.start * shape.value_depth..keys.end * shape.value_depth];
+            let seen = self.score_gradients(simd, job, keys.clone(), [k, v], tiles);
+            self.uncap(simd, job, keys.len(), k, tiles);
+            self.accumulate(simd, job, keys, k, seen, tiles);
         }
+        self.write_d_query(simd, job, tiles);
     }
 
     /// Queries and gradients of the output, as rows and transposed; statistics; `delta`.
     #[inline(always)]
     fn load<S: Simd>(&self, simd: S, job: &Job, tiles: &mut Tiles<'_, T::Acc>) {
-        tiles.alone = self.scoring.tiles(job).take(2).count() == 1;
+        tiles.alone = self.scoring.tiles(job, 1).take(2).count() == 1;
         let [row, other] = &mut tiles.rows;
         self.scoring.load_queries(simd, job, tiles.q, row);
         let shape = &self.scoring.shape;
@@ -283,7 +334,7 @@ impl<T: Stored> Call<'_, T> {
         [0, layout.strides()[axes]].map(|offset| self.statistics.buf()[start + offset])
     }
 
-    /// Weights and gradients of scores of a tile of keys; weights with dropout's factors.
+    /// Weights and gradients of scores of a tile of keys, as they go into softmax; weights with dropout's factors.
     #[inline(always)]
     fn score_gradients<S: Simd>(
         &self,
@@ -292,10 +343,10 @@ impl<T: Stored> Call<'_, T> {
         keys: Range<usize>,
         [k, v]: [&[T::Acc]; 2],
         tiles: &mut Tiles<'_, T::Acc>,
-    ) {
+    ) -> Seen {
         let scoring = &self.scoring;
         let (width, depth) = (width::<S, T::Acc>(), scoring.shape.value_depth);
-        scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
+        let seen = scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
         for strip in 0..job.queries.len().div_ceil(width) {
             let lanes = strip * width..(strip + 1) * width;
             let tile = strip * width * KEYS..strip * width * KEYS + width * keys.len();
@@ -325,11 +376,40 @@ impl<T: Stored> Call<'_, T> {
             }
             through_softmax(simd, p, ds, keep, delta);
         }
-        // Elsewhere a hidden key has no weight, and so no gradient by itself.
-        if scoring.fully_masked == FullyMasked::MeanOfValues
-            && scoring.seen(job, keys.clone()) != Seen::Everything
-        {
+        // A hidden key may have a weight, where all are hidden, or a value that is not finite.
+        if seen != Seen::Everything {
             scoring.hide(width, job, keys, T::Acc::default(), tiles.ds);
+        }
+        seen
+    }
+
+    /// Takes the gradients of scores through the softcap, for which the capped scores are made again.
+    #[inline(always)]
+    fn uncap<S: Simd>(
+        &self,
+        simd: S,
+        job: &Job,
+        keys: usize,
+        k: &[T::Acc],
+        tiles: &mut Tiles<'_, T::Acc>,
+    ) {
+        let terms = &self.scoring.terms;
+        if !terms.is_capped() {
+            return;
+        }
+        let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.depth);
+        for strip in 0..job.queries.len().div_ceil(width) {
+            let capped = &mut tiles.keep[..width * KEYS];
+            let mut products = Products {
+                rows: k,
+                lanes: &tiles.q[strip * width * depth..][..width * depth],
+                out: &mut capped[..width * keys],
+                depth,
+            };
+            for_each_block::<S, T::Acc, _>(simd, keys, &mut products);
+            terms.cap(simd, width, width, capped);
+            let ds = &mut tiles.ds[strip * width * KEYS..][..width * keys];
+            terms.uncap(simd, capped, ds);
         }
     }
 
@@ -341,14 +421,25 @@ impl<T: Stored> Call<'_, T> {
         job: &Job,
         keys: Range<usize>,
         k: &[T::Acc],
+        seen: Seen,
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
         let shape = &self.scoring.shape;
         let (width, depth) = (width::<S, T::Acc>(), shape.depth);
+        let guarded = self.scoring.guards(seen) && any_not_finite(k, depth, depth);
+        let rows = match guarded {
+            true => {
+                let copy = &mut tiles.clean[..k.len()];
+                copy.copy_from_slice(k);
+                clean(copy);
+                &*copy
+            }
+            false => k,
+        };
         let strips = job.queries.len().div_ceil(width);
         for strip in 0..strips {
             let mut d_query = Columns {
-                rows: k,
+                rows,
                 lanes: &tiles.ds[strip * width * KEYS..][..width * keys.len()],
                 out: &mut tiles.dq[strip * width * depth..][..width * depth],
                 alpha: &tiles.ones[..width],
@@ -356,6 +447,16 @@ impl<T: Stored> Call<'_, T> {
                 keys: keys.len(),
             };
             for_each_block::<S, T::Acc, _>(simd, depth, &mut d_query);
+        }
+        if guarded {
+            let places = Places {
+                weight: |i, n| lane_index(width, i, n),
+                sum: |i, column| i / width * width * depth + column * width + i % width,
+            };
+            let rows = self.scoring.keys(job);
+            let (ds, dq) = (&*tiles.ds, &mut *tiles.dq);
+            self.scoring
+                .add_not_finite(job, keys.clone(), &rows, &places, ds, dq);
         }
         let sums = [
             (&*tiles.ds, &*tiles.q_rows, &mut *tiles.dk, shape.depth),
@@ -379,6 +480,25 @@ impl<T: Stored> Call<'_, T> {
                 };
                 for_each_block::<S, T::Acc, _>(simd, keys.len(), &mut sum);
             }
+        }
+    }
+
+    /// Zeros for queries outside all sequences.
+    #[expect(unsafe_code, reason = "each job writes rows of its own")]
+    fn write_no_d_query(
+        &self,
+        [batch, head]: [usize; 2],
+        queries: Range<usize>,
+        row: &mut [T::Acc],
+    ) {
+        let (d_query, layout) = &self.d_query;
+        let (first, stride) = row_start(layout, batch, head);
+        let column_stride = layout.strides().last().copied().unwrap_or(1);
+        let row = &mut row[..self.scoring.shape.depth];
+        row.fill(T::Acc::default());
+        for query in queries {
+            // SAFETY: as in `write_d_query`.
+            unsafe { write_narrowed(d_query, first + query * stride, column_stride, row) };
         }
     }
 
@@ -458,23 +578,17 @@ fn stride<S: Simd, A: Lane>(depth: usize) -> usize {
     depth.next_multiple_of(width::<S, A>())
 }
 
-fn tiles_of_queries(query_length: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..query_length)
-        .step_by(QUERIES)
-        .map(move |start| start..(start + QUERIES).min(query_length))
-}
-
 /// Rounds the rows of a head, `[panel][key][width]`, and writes them. `row` is room for one.
 #[inline(always)]
 #[expect(unsafe_code, reason = "each job writes rows of its own")]
 fn write_panels<T: Stored>(
     (to, layout): &Output<'_, T>,
-    job: &Job,
+    [batch, head]: [usize; 2],
     panels: &[T::Acc],
     width: usize,
     row: &mut [T::Acc],
 ) {
-    let (first, row_stride) = row_start(layout, job.batch, job.head);
+    let (first, row_stride) = row_start(layout, batch, head);
     let column_stride = layout.strides().last().copied().unwrap_or(1);
     let keys = layout.shape()[layout.shape().rank() - 3];
     for key in 0..keys {

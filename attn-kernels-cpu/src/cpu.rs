@@ -179,7 +179,7 @@ macro_rules! impl_kernels {
             }
 
             fn backward_features(&self) -> Features {
-                attend::SUPPORTED
+                attend_backward::SUPPORTED
             }
 
             fn attend_scratch(&self, shape: &AttentionShape) -> usize {

@@ -110,6 +110,13 @@ impl<'a, A: Lane> FewTiles<'a, A> {
     }
 }
 
+impl<A> FewTiles<'_, A> {
+    /// Room for a row of values.
+    pub(crate) fn row(&mut self) -> &mut [A] {
+        self.v
+    }
+}
+
 /// Keys that are transposed at once: as many as [`TURNED`] allows.
 const fn keys_at_once(depth: usize) -> usize {
     match TURNED.checked_div(depth) {

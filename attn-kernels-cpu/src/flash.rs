@@ -95,6 +95,13 @@ impl<'a, A: Lane> Tiles<'a, A> {
     }
 }
 
+impl<A> Tiles<'_, A> {
+    /// Room for a row of values.
+    pub(crate) fn row(&mut self) -> &mut [A] {
+        self.v
+    }
+}
+
 impl<T: Stored> Call<'_, T> {
     /// Computes one job.
     #[inline(always)]
@@ -216,6 +223,22 @@ impl<T: Stored> Call<'_, T> {
         }
     }
 
+    /// What queries outside all sequences get. `row` has room for a row of the output.
+    pub(crate) fn write_nothing(&self, job: &Job, row: &mut [T::Acc]) {
+        let row = &mut row[..self.scoring.shape.value_depth];
+        row.fill(T::Acc::default());
+        let head = self.out_head(job);
+        for query in job.queries.clone() {
+            self.write_row(&head, query, row);
+            self.fill_weights(job, query, 0..self.scoring.shape.key_length);
+        }
+        let nothing = (
+            [T::Acc::NEG_INFINITY; QUERIES],
+            [T::Acc::default(); QUERIES],
+        );
+        self.write_statistics(job, &nothing.0, &nothing.1);
+    }
+
     /// Where the output of a job's head lies.
     pub(crate) fn out_head(&self, job: &Job) -> OutHead {
         let (first, stride) = row_start(&self.out_layout, job.batch, job.head);
@@ -284,6 +307,7 @@ impl<T: Stored> Call<'_, T> {
             }
         }
     }
+}
 
 /// Where the output of a head lies: its first row, elements from one row and from one column to the next.
 pub(crate) struct OutHead {

@@ -4,25 +4,32 @@
 
 use crate::element::Stored;
 use crate::scores::{Job, KEYS, QUERIES, Scoring};
+use crate::simd::Lane;
 use crate::tokens::Head;
 use crate::visibility::Seen;
-use attn_core::{Element, FullyMasked};
+use attn_core::FullyMasked;
 use core::ops::Range;
 
 /// Whether one of these numbers is not finite.
 #[inline(always)]
-pub(crate) fn any_not_finite<A: Element<Acc = A>>(rows: &[A], stride: usize, depth: usize) -> bool {
+pub(crate) fn any_not_finite<A: Lane>(rows: &[A], stride: usize, depth: usize) -> bool {
     rows.chunks(stride.max(1)).any(|row| {
         let row = &row[..depth.min(row.len())];
-        row.iter().fold(false, |any, &x| any | (x - x != A::default()))
+        row.iter()
+            .fold(false, |any, &x| any | (x - x != A::default()))
     })
 }
 
 /// Puts 0 for numbers that are not finite.
-pub(crate) fn clean<A: Element<Acc = A>>(numbers: &mut [A]) {
-    for x in numbers.iter_mut().filter(|x| **x - **x != A::default()) {
+pub(crate) fn clean<A: Lane>(numbers: &mut [A]) {
+    for x in numbers.iter_mut().filter(|x| !is_finite(**x)) {
         *x = A::default();
     }
+}
+
+#[inline(always)]
+fn is_finite<A: Lane>(x: A) -> bool {
+    x > A::NEG_INFINITY && x < A::INFINITY
 }
 
 /// Where the weight of a query and a key lies, and where a query's sum over a column.
@@ -55,7 +62,7 @@ impl<T: Stored> Scoring<'_, T> {
         for (n, key) in keys.enumerate() {
             for column in 0..rows.depth() {
                 let x = rows.number(key, column);
-                if x - x == T::Acc::default() {
+                if is_finite(x) {
                     continue;
                 }
                 for i in (0..job.queries.len()).filter(|&i| !hidden[i][n]) {

@@ -8,11 +8,10 @@ use crate::matrix::transpose_strided;
 use crate::micro::{for_each_block, width};
 use crate::products::Products;
 use crate::simd::{Lane, Simd};
-use crate::spans::Span;
 use crate::terms::Terms;
 use crate::tokens::{Head, Tokens};
 use crate::visibility::{Seen, Visibility};
-use attn_core::{AttentionShape, FullyMasked};
+use attn_core::{AttentionShape, FullyMasked, Span};
 use core::ops::Range;
 
 /// Queries of a job. A tile of queries, scores and output (64 × 64 × 4 bytes = 16 KiB each at depth 64) stays in L2, one
@@ -78,11 +77,10 @@ impl<T: Stored> Scoring<'_, T> {
             false => self.visible.reach(job),
         };
         let any_may_be_seen = every_tile || !self.visible.has_masks();
-        tiles_of_keys(&job.span.keys, reach)
-            .filter(move |keys| {
-                let mut jobs = job.each_head(heads);
-                any_may_be_seen || jobs.any(|job| self.seen(&job, keys.clone()) != Seen::Nothing)
-            })
+        tiles_of_keys(&job.span.keys, reach).filter(move |keys| {
+            let mut jobs = job.each_head(heads);
+            any_may_be_seen || jobs.any(|job| self.seen(&job, keys.clone()) != Seen::Nothing)
+        })
     }
 
     pub(crate) fn seen(&self, job: &Job, keys: Range<usize>) -> Seen {
@@ -216,10 +214,9 @@ impl<T: Stored> Scoring<'_, T> {
         p: &mut [T::Acc],
     ) {
         for (i, query) in job.queries.clone().enumerate() {
-            self.visible
-                .for_each_hidden(job, query, keys.clone(), |n| {
-                    p[lane_index(width, i, n)] = fill
-                });
+            self.visible.for_each_hidden(job, query, keys.clone(), |n| {
+                p[lane_index(width, i, n)] = fill
+            });
         }
     }
 }

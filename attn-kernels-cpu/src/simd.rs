@@ -18,6 +18,8 @@ pub(crate) trait Lane: Element<Acc = Self> + SimdFloatElement {
     const LOWEST: Self;
     /// Negative infinity.
     const NEG_INFINITY: Self;
+    /// Infinity.
+    const INFINITY: Self;
     /// `log2(e)`.
     const LOG2_E: Self;
     /// `ln(2)` in two parts, the first so short that its product with an exponent is exact.
@@ -32,6 +34,7 @@ impl Lane for f32 {
     const MIN_EXP: Self = -87.336_54;
     const LOWEST: Self = Self::MIN;
     const NEG_INFINITY: Self = Self::NEG_INFINITY;
+    const INFINITY: Self = Self::INFINITY;
     const LOG2_E: Self = core::f32::consts::LOG2_E;
     const LN_2: [Self; 2] = [0.693_359_4, -0.000_212_194_44];
     // Relative error of the polynomial alone: 2^-32.
@@ -51,6 +54,7 @@ impl Lane for f64 {
     const MIN_EXP: Self = -708.396_418_532_264_1;
     const LOWEST: Self = Self::MIN;
     const NEG_INFINITY: Self = Self::NEG_INFINITY;
+    const INFINITY: Self = Self::INFINITY;
     const LOG2_E: Self = core::f64::consts::LOG2_E;
     const LN_2: [Self; 2] = [0.693_147_180_369_123_8, 1.908_214_929_270_587_7e-10];
     // Relative error of the polynomial alone: 2^-61.9.

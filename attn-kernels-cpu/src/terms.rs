@@ -3,9 +3,9 @@
 //! Scores lie as `[strip][KEYS][width]`, queries in lanes; with one lane a strip is a row of keys.
 
 use crate::scores::{Job, KEYS, lane_index};
-use crate::simd::{Lane, Select, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
+use crate::simd::{Lane, Select, Simd, SimdBase, Vector, lanes, load, splat};
 use crate::softmax::exp_m1;
-use attn_core::{Alignment, Dims, Element, Host, HostView, Relative, Result, Scores};
+use attn_core::{Alignment, Dims, Element, Host, HostView, Result, Scores};
 use core::ops::Range;
 
 /// The terms of a call.
@@ -51,13 +51,15 @@ impl<'a, A: Lane> Terms<'a, A> {
     pub(crate) fn may_be_infinite(&self) -> bool {
         let not_finite = |numbers: &[A]| numbers.iter().any(|number| !number.to_f64().is_finite());
         self.bias.is_some()
-            || self
-                .alibi
-                .is_some_and(|(slopes, _)| not_finite(slopes))
+            || self.alibi.is_some_and(|(slopes, _)| not_finite(slopes))
             || self
                 .relative
                 .as_ref()
                 .is_some_and(|relative| not_finite(relative.table))
+    }
+
+    pub(crate) const fn is_capped(&self) -> bool {
+        self.cap.is_some()
     }
 
     /// Caps the scores of a tile.
@@ -94,16 +96,33 @@ impl<'a, A: Lane> Terms<'a, A> {
         }
         if let Some((slopes, alignment)) = self.alibi {
             let slope = slopes[job.head];
-            for_each_distance(width, job, alignment, keys.clone(), p, |score, distance| {
-                *score -= slope * A::from_f64(distance.unsigned_abs() as f64);
+            for_each_distance(width, job, alignment, keys.clone(), |at, distance| {
+                p[at] -= slope * A::from_f64(distance.unsigned_abs() as f64);
             });
         }
         if let Some(relative) = &self.relative {
-            let (distances, zero) = (relative.distances, relative.zero);
-            let row = &relative.table[job.head * distances..][..distances];
-            for_each_distance(width, job, relative.alignment, keys, p, |score, distance| {
-                *score += row[Relative::<Host, A>::column(zero, distances, 0, distance.saturating_neg())];
-            });
+            let row = &relative.table[job.head * relative.distances..];
+            relative.for_each(width, job, keys, |at, column| p[at] += row[column]);
+        }
+    }
+
+    /// Columns of the table of relative positions.
+    pub(crate) fn distances(&self) -> usize {
+        self.relative.as_ref().map_or(0, |table| table.distances)
+    }
+
+    /// Adds a tile's gradients of scores to those of the table's row.
+    #[inline(always)]
+    pub(crate) fn add_to_table(
+        &self,
+        width: usize,
+        job: &Job,
+        keys: Range<usize>,
+        ds: &[A],
+        row: &mut [A],
+    ) {
+        if let Some(relative) = &self.relative {
+            relative.for_each(width, job, keys, |at, column| row[column] += ds[at]);
         }
     }
 
@@ -143,15 +162,31 @@ fn add_bias<A: Lane>(
     }
 }
 
-/// Calls `change` for the score of each query and key with the distance from the query's position to the key.
+impl<A> Table<'_, A> {
+    /// Calls `each` with the place of the score of each query and key, and its column.
+    #[inline(always)]
+    fn for_each(
+        &self,
+        width: usize,
+        job: &Job,
+        keys: Range<usize>,
+        mut each: impl FnMut(usize, usize),
+    ) {
+        for_each_distance(width, job, self.alignment, keys, |at, distance| {
+            let shifted = distance.saturating_add_unsigned(self.zero).max(0);
+            each(at, shifted.unsigned_abs().min(self.distances - 1));
+        });
+    }
+}
+
+/// Calls `each` with the place of the score of each query and key, and the distance from the query's position to the key.
 #[inline(always)]
-fn for_each_distance<A>(
+fn for_each_distance(
     width: usize,
     job: &Job,
     alignment: Alignment,
     keys: Range<usize>,
-    p: &mut [A],
-    change: impl Fn(&mut A, isize),
+    mut each: impl FnMut(usize, isize),
 ) {
     let span = &job.span;
     for (i, query) in job.queries.clone().enumerate() {
@@ -159,7 +194,7 @@ fn for_each_distance<A>(
         let position = alignment.position(query, span.queries.len(), span.keys.len());
         for (n, key) in keys.clone().enumerate() {
             let distance = ((key - span.keys.start) as isize).saturating_sub(position);
-            change(&mut p[lane_index(width, i, n)], distance);
+            each(lane_index(width, i, n), distance);
         }
     }
 }

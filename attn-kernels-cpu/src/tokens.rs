@@ -104,6 +104,14 @@ impl<'a, T: Stored> Tokens<'a, T> {
         })
     }
 
+    /// How many of its last tokens a ring has.
+    pub(crate) const fn held(&self) -> Option<usize> {
+        match self.place {
+            Placed::Ring(rows) => Some(rows),
+            _ => None,
+        }
+    }
+
     /// Tokens of a head, which is one of keys and values.
     pub(crate) fn head(&self, batch: usize, head: usize) -> Head<'a, T> {
         let (first, stride) = match self.place {

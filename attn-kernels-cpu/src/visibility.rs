@@ -2,8 +2,7 @@
 
 use crate::masks::Chosen;
 use crate::scores::Job;
-use crate::spans::Span;
-use attn_core::{AttentionShape, Causal, Host, Result, Visible, Window};
+use attn_core::{AttentionShape, Causal, Host, Result, Span, Visible, Window};
 use core::ops::Range;
 
 /// How much of a tile is seen.

@@ -3,7 +3,7 @@
 use crate::element::Stored;
 use crate::flash::Call;
 use crate::scores::{Job, KEYS};
-use crate::simd::{Lane, Simd};
+use crate::simd::Simd;
 use attn_core::Stage;
 use core::ops::Range;
 
@@ -81,4 +81,3 @@ impl<T: Stored> Call<'_, T> {
         unsafe { weights.write(start, strides[rank - 1], row) };
     }
 }
-

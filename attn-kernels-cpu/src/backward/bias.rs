@@ -1,10 +1,10 @@
 //! The gradient of the bias. It may be shared by heads, batch entries, queries or keys, so its jobs are cut by its own
 //! elements, and each adds what all that share them give, in order.
 
-use super::{Call, Tiles, tiles_of_queries};
+use super::{Call, Tiles};
 use crate::element::Stored;
 use crate::micro::width;
-use crate::scores::{Job, KEYS, QUERIES, lane_index, tiles_of_keys};
+use crate::scores::{Job, KEYS, QUERIES, lane_index};
 use crate::simd::Simd;
 use core::ops::Range;
 
@@ -14,9 +14,12 @@ impl<T: Stored> Call<'_, T> {
         self.bias_matrices(true) * self.bias_units()
     }
 
-    /// Parts of a matrix whose elements are different ones.
+    /// Parts of a matrix whose elements are different ones. Tiles of sequences do not begin where parts do, so there is one part then.
     fn bias_units(&self) -> usize {
         let shape = &self.scoring.shape;
+        if self.spans.has_sequences() {
+            return 1;
+        }
         match self.bias_strides() {
             [_, key] if key != 0 => shape.key_length.div_ceil(KEYS),
             [query, _] if query != 0 => shape.query_length.div_ceil(QUERIES),
@@ -73,20 +76,22 @@ impl<T: Stored> Call<'_, T> {
         tiles: &mut Tiles<'_, T::Acc>,
         [k, v]: [&mut [T::Acc]; 2],
     ) {
-        let (units, shape) = (self.bias_units(), &self.scoring.shape);
+        let units = self.bias_units();
         let (owner, unit) = (self.bias_matrix(true, number / units), number % units);
         let by_key = self.bias_strides()[1] != 0;
+        let [of_queries, of_keys] = [units > 1 && !by_key, units > 1 && by_key];
         for sharer in 0..self.bias_matrices(false) {
             let matrix = owner + self.bias_matrix(false, sharer);
-            let of_queries = tiles_of_queries(shape.query_length).enumerate();
-            for (_, queries) in of_queries.filter(|(n, _)| units == 1 || by_key || *n == unit) {
-                let job = self.job(matrix, queries);
+            for job in self.jobs_of(matrix) {
+                if of_queries && job.queries.start / QUERIES != unit {
+                    continue;
+                }
                 self.load(simd, &job, tiles);
-                let of_keys = tiles_of_keys(shape.key_length).enumerate();
-                for (_, keys) in of_keys.filter(|(n, _)| units == 1 || !by_key || *n == unit) {
-                    let k = self.scoring.keys(&job, keys.clone(), k);
-                    let v = self.values(&job, keys.clone(), v);
-                    self.score_gradients(simd, &job, keys.clone(), [k, v], tiles);
+                for keys in self.scoring.tiles(&job, 1) {
+                    if of_keys && keys.start / KEYS != unit {
+                        continue;
+                    }
+                    self.remake(simd, &job, keys.clone(), [&mut *k, &mut *v], tiles);
                     self.add_to_bias(width::<S, T::Acc>(), &job, keys, tiles);
                 }
             }
