@@ -1,7 +1,7 @@
 //! A call for the gradients of attention: checks, jobs, threads.
 
 use crate::attend::{operations, scoring, shared};
-use crate::backward::{Call, Tiles};
+use crate::backward::{Call, Pass, Tiles};
 use crate::buffers::enough;
 use crate::cpu::Cpu;
 use crate::dropout::Dropped;
@@ -77,12 +77,15 @@ pub(crate) fn attend_backward<T: Stored>(
         d_key: shared(&mut d_key),
         d_value: shared(&mut d_value),
         d_bias,
-        d_relative: (d_relative.as_mut()).map(|table| Shared::from_slice(table.buf_mut())),
+        d_relative: d_relative.as_mut().map(|table| {
+            table.buf_mut().fill(T::Acc::default());
+            Shared::from_slice(table.buf_mut())
+        }),
     };
-    let mut run = |jobs, pass| {
+    let mut run = |pass| {
         let each = Tiles::<T::Acc>::size(&shape);
         let work = Work {
-            jobs,
+            jobs: call.jobs(pass),
             operations: operations(&shape),
         };
         cpu.run(work, scratch, each, |jobs, scratch| {
@@ -94,12 +97,12 @@ pub(crate) fn attend_backward<T: Stored>(
             });
         });
     };
-    run(shape.batch * shape.key_heads, Pass::Inputs);
+    run(Pass::Inputs);
     if call.d_bias.is_some() {
-        run(call.bias_jobs(), Pass::Bias);
+        run(Pass::Bias);
     }
     if call.d_relative.is_some() {
-        run(shape.num_heads, Pass::Relative);
+        run(Pass::Relative);
     }
     if let Some(d_sinks) = &mut d_sinks {
         call.sum_sinks(d_sinks.buf_mut(), scratch);
@@ -114,16 +117,6 @@ fn clear<A: Lane>(view: &mut attn_core::HostViewMut<'_, A>) {
     for n in 0..layout.elements() {
         view.buf_mut()[layout.base(rank, n)] = A::default();
     }
-}
-
-/// Which gradients jobs are for.
-#[derive(Clone, Copy)]
-enum Pass {
-    /// Queries, keys and values.
-    Inputs,
-    Bias,
-    /// The table of relative positions.
-    Relative,
 }
 
 /// One thread's share of the jobs.
@@ -144,12 +137,8 @@ where
     fn run<S: Simd>(self, simd: S) {
         let (mut tiles, [k, v]) = Tiles::cut(self.scratch, &self.call.scoring.shape);
         while let Some(number) = self.jobs.take() {
-            let (tiles, kv) = (&mut tiles, [&mut *k, &mut *v]);
-            match self.pass {
-                Pass::Inputs => self.call.run(simd, number, tiles, kv),
-                Pass::Bias => self.call.run_bias(simd, number, tiles, kv),
-                Pass::Relative => self.call.run_relative(simd, number, tiles, kv),
-            }
+            self.call
+                .run(simd, self.pass, number, &mut tiles, [&mut *k, &mut *v]);
         }
     }
 }

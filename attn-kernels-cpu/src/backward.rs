@@ -16,8 +16,13 @@
 //! whole head of keys with all heads of queries that it serves, and nothing is computed twice or shared between threads.
 
 mod bias;
+mod part;
 mod relative;
 mod sinks;
+
+pub(crate) use part::Pass;
+
+use part::Part;
 
 use crate::buffers::{aligned, margin};
 use crate::dropout::{Dropped, Strip};
@@ -26,7 +31,7 @@ use crate::heads::{Heads, row_start, write_narrowed};
 use crate::hidden::{Places, any_not_finite, clean};
 use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::{Columns, OverQueries, Products};
-use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index};
+use crate::scores::{Job, KEYS, QUERIES, Scoring};
 use crate::shared::Shared;
 use crate::simd::{Lane, Select, Simd, SimdBase, lanes, load, splat};
 use crate::softmax;
@@ -192,75 +197,50 @@ impl<'a, A: Lane> Tiles<'a, A> {
 }
 
 impl<T: Stored> Call<'_, T> {
-    /// The gradients of one head of keys of one batch entry, and of the heads of queries that it serves.
+    /// One job of a pass.
     #[inline(always)]
     pub(crate) fn run<S: Simd>(
         &self,
         simd: S,
+        pass: Pass,
         number: usize,
         tiles: &mut Tiles<'_, T::Acc>,
         [k, v]: [&mut [T::Acc]; 2],
     ) {
-        let shape = &self.scoring.shape;
-        let (batch, key_head) = (number / shape.key_heads, number % shape.key_heads);
-        // Gathered once for all queries: the rows of a head lie far apart, and crowd the same few sets of the cache.
-        let k = (self.scoring.key.head(batch, key_head)).tile(0..shape.key_length, k);
-        let v = (self.value.head(batch, key_head)).tile(0..shape.key_length, v);
-        tiles.dk.fill(T::Acc::default());
-        tiles.dv.fill(T::Acc::default());
-        let group = shape.num_heads / shape.key_heads;
-        for head in key_head * group..(key_head + 1) * group {
+        if pass == Pass::Inputs {
+            tiles.dk.fill(T::Acc::default());
+            tiles.dv.fill(T::Acc::default());
+        }
+        let (shape, part) = (&self.scoring.shape, self.part(pass, number));
+        let keys = part.keys(shape.key_length);
+        for n in 0..part.matrices {
+            let matrix = self.matrix_of(&part, n);
+            let (batch, head) = (matrix / shape.num_heads, matrix % shape.num_heads);
+            let key_head = shape.key_head(head);
+            // Gathered once for all queries: the rows of a head lie far apart, and crowd the same few sets of the cache.
+            let k = (self.scoring.key.head(batch, key_head)).tile(simd, keys.clone(), k);
+            let v = (self.value.head(batch, key_head)).tile(simd, keys.clone(), v);
             for (queries, span) in self.spans.tiles(batch) {
-                let Some(span) = span else {
-                    self.write_no_d_query([batch, head], queries, tiles.rows[0]);
-                    continue;
-                };
-                let job = Job {
-                    batch,
-                    head,
-                    queries,
-                    span,
-                };
-                self.run_tile(simd, &job, [k, v], tiles);
+                match span {
+                    Some(span) if part.has_queries(&queries) => {
+                        let job = Job {
+                            batch,
+                            head,
+                            queries,
+                            span,
+                        };
+                        self.run_tile(simd, &part, &job, [k, v], tiles);
+                    }
+                    None if pass == Pass::Inputs => {
+                        self.write_no_d_query([batch, head], queries, tiles.rows[0]);
+                    }
+                    _ => {}
+                }
             }
         }
-        let width = width::<S, T::Acc>();
-        let row = &mut *tiles.rows[0];
-        let place = [batch, key_head];
-        write_panels(&self.d_key, place, tiles.dk, width, &mut row[..shape.depth]);
-        let row = &mut row[..shape.value_depth];
-        write_panels(&self.d_value, place, tiles.dv, width, row);
-    }
-
-    /// The jobs of one head of queries.
-    fn jobs_of(&self, matrix: usize) -> impl Iterator<Item = Job> + '_ {
-        let heads = self.scoring.shape.num_heads;
-        let (batch, head) = (matrix / heads, matrix % heads);
-        let tiles = self.spans.tiles(batch);
-        tiles.filter_map(move |(queries, span)| {
-            Some(Job {
-                batch,
-                head,
-                queries,
-                span: span?,
-            })
-        })
-    }
-
-    /// Makes weights and gradients of scores of a tile of keys again.
-    #[inline(always)]
-    fn remake<S: Simd>(
-        &self,
-        simd: S,
-        job: &Job,
-        keys: Range<usize>,
-        [k, v]: [&mut [T::Acc]; 2],
-        tiles: &mut Tiles<'_, T::Acc>,
-    ) {
-        let head = self.scoring.shape.key_head(job.head);
-        let k = self.scoring.keys(job).tile(keys.clone(), k);
-        let v = self.value.head(job.batch, head).tile(keys.clone(), v);
-        self.score_gradients(simd, job, keys, [k, v], tiles);
+        if pass == Pass::Inputs {
+            self.write_keys_and_values(number, width::<S, T::Acc>(), tiles);
+        }
     }
 
     /// What the queries of a job give.
@@ -268,21 +248,44 @@ impl<T: Stored> Call<'_, T> {
     fn run_tile<S: Simd>(
         &self,
         simd: S,
+        part: &Part,
         job: &Job,
         [k, v]: [&[T::Acc]; 2],
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
-        let shape = &self.scoring.shape;
+        let (shape, width) = (&self.scoring.shape, width::<S, T::Acc>());
         self.load(simd, job, tiles);
         tiles.dq.fill(T::Acc::default());
         for keys in self.scoring.tiles(job, 1) {
-            let k = &k[keys.start * shape.depth..keys.end * shape.depth];
-            let v = &v[keys.start * shape.value_depth..keys.end * shape.value_depth];
+            if !part.has_keys(&keys) {
+                continue;
+            }
+            let first = keys.start - part.keys(shape.key_length).start;
+            let k = &k[first * shape.depth..][..keys.len() * shape.depth];
+            let v = &v[first * shape.value_depth..][..keys.len() * shape.value_depth];
             let seen = self.score_gradients(simd, job, keys.clone(), [k, v], tiles);
-            self.uncap(simd, job, keys.len(), k, tiles);
-            self.accumulate(simd, job, keys, k, seen, tiles);
+            match part.pass {
+                Pass::Inputs => {
+                    self.uncap(simd, job, keys.len(), k, tiles);
+                    self.accumulate(simd, job, keys, k, seen, tiles);
+                }
+                Pass::Bias => self.add_to_bias(width, job, keys, tiles.ds),
+                Pass::Relative => self.add_to_relative(width, job, keys, tiles.ds),
+            }
         }
-        self.write_d_query(simd, job, tiles);
+        if part.pass == Pass::Inputs {
+            self.write_d_query(simd, job, tiles);
+        }
+    }
+
+    /// The gradients of one head of keys of one batch entry.
+    fn write_keys_and_values(&self, number: usize, width: usize, tiles: &mut Tiles<'_, T::Acc>) {
+        let shape = &self.scoring.shape;
+        let place = [number / shape.key_heads, number % shape.key_heads];
+        let row = &mut *tiles.rows[0];
+        write_panels(&self.d_key, place, tiles.dk, width, &mut row[..shape.depth]);
+        let row = &mut row[..shape.value_depth];
+        write_panels(&self.d_value, place, tiles.dv, width, row);
     }
 
     /// Queries and gradients of the output, as rows and transposed; statistics; `delta`.
@@ -426,7 +429,7 @@ impl<T: Stored> Call<'_, T> {
     ) {
         let shape = &self.scoring.shape;
         let (width, depth) = (width::<S, T::Acc>(), shape.depth);
-        let guarded = self.scoring.guards(seen) && any_not_finite(k, depth, depth);
+        let guarded = self.scoring.guards(seen) && any_not_finite(simd, k, depth, depth);
         let rows = match guarded {
             true => {
                 let copy = &mut tiles.clean[..k.len()];
@@ -450,8 +453,9 @@ impl<T: Stored> Call<'_, T> {
         }
         if guarded {
             let places = Places {
-                weight: |i, n| lane_index(width, i, n),
-                sum: |i, column| i / width * width * depth + column * width + i % width,
+                width,
+                first: 0,
+                columns: depth,
             };
             let rows = self.scoring.keys(job);
             let (ds, dq) = (&*tiles.ds, &mut *tiles.dq);

@@ -277,11 +277,11 @@ impl<T: Stored> Call<'_, T> {
         let lanes = lanes::<S, T::Acc>();
         let value = &sources.value;
         let (rows, stride) = value.rows(simd, keys.clone(), lanes, tiles.v);
-        let guards = guards && any_not_finite(rows, stride, depth);
+        let guards = guards && any_not_finite(simd, rows, stride, depth);
         let (v, stride) = match guards {
             true => {
                 tiles.v.fill(T::Acc::default());
-                value.copy(keys.clone(), columns(depth), tiles.v);
+                value.copy(simd, keys.clone(), columns(depth), tiles.v);
                 clean(tiles.v);
                 (&*tiles.v, columns(depth))
             }
@@ -303,10 +303,10 @@ impl<T: Stored> Call<'_, T> {
         );
         if guards {
             for (n, job) in job.each_head(heads).enumerate() {
-                let first = rows_of(&job, n).start;
                 let places = Places {
-                    weight: |i, n| (first + i) * KEYS + n,
-                    sum: |i, column| (first + i) * columns(depth) + column,
+                    width: 1,
+                    first: rows_of(&job, n).start,
+                    columns: columns(depth),
                 };
                 self.scoring
                     .add_not_finite(&job, keys.clone(), value, &places, tiles.s, tiles.o);

@@ -114,7 +114,7 @@ impl<T: Stored> Call<'_, T> {
         tiles.l.fill(l);
         tiles.o.fill(T::Acc::default());
         for keys in scoring.tiles(job, 1) {
-            let k = key.tile(keys.clone(), tiles.k);
+            let k = key.tile(simd, keys.clone(), tiles.k);
             let seen = scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
             self.accumulate(simd, job, keys, &value, seen, tiles);
         }
@@ -143,11 +143,11 @@ impl<T: Stored> Call<'_, T> {
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
         let (width, depth) = (width::<S, T::Acc>(), self.scoring.shape.value_depth);
-        let rows = value.tile(keys.clone(), tiles.v);
-        let guarded = self.scoring.guards(seen) && any_not_finite(rows, depth, depth);
+        let rows = value.tile(simd, keys.clone(), tiles.v);
+        let guarded = self.scoring.guards(seen) && any_not_finite(simd, rows, depth, depth);
         let v = match guarded {
             true => {
-                value.copy(keys.clone(), depth, tiles.v);
+                value.copy(simd, keys.clone(), depth, tiles.v);
                 clean(tiles.v);
                 &*tiles.v
             }
@@ -188,8 +188,9 @@ impl<T: Stored> Call<'_, T> {
         }
         if guarded {
             let places = Places {
-                weight: |i, n| lane_index(width, i, n),
-                sum: |i, column| i / width * width * depth + column * width + i % width,
+                width,
+                first: 0,
+                columns: depth,
             };
             self.scoring
                 .add_not_finite(job, keys, value, &places, tiles.p, tiles.o);
@@ -288,7 +289,7 @@ impl<T: Stored> Call<'_, T> {
         let width = width::<S, T::Acc>();
         self.write_weights_outside(job);
         for keys in tiles_of_keys(&job.span.keys, job.span.keys.clone()) {
-            let k = key.tile(keys.clone(), tiles.k);
+            let k = key.tile(simd, keys.clone(), tiles.k);
             (self.scoring).multiply(simd, job, keys.len(), tiles.q, k, tiles.p);
             self.stage(simd, width, job, keys.clone(), tiles.p);
             if self.stage == Stage::Softmax {

@@ -3,21 +3,30 @@
 //! the few that a query does see: such a term makes a sum what it is wherever it is added.
 
 use crate::element::Stored;
-use crate::scores::{Job, KEYS, QUERIES, Scoring};
-use crate::simd::Lane;
+use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index};
+use crate::simd::{Lane, Simd};
 use crate::tokens::Head;
 use crate::visibility::Seen;
 use attn_core::FullyMasked;
 use core::ops::Range;
 
-/// Whether one of these numbers is not finite.
+/// Whether one of the numbers of some rows is not finite.
 #[inline(always)]
-pub(crate) fn any_not_finite<A: Lane>(rows: &[A], stride: usize, depth: usize) -> bool {
-    rows.chunks(stride.max(1)).any(|row| {
-        let row = &row[..depth.min(row.len())];
-        row.iter()
-            .fold(false, |any, &x| any | (x - x != A::default()))
-    })
+pub(crate) fn any_not_finite<S: Simd, A: Lane>(
+    simd: S,
+    rows: &[A],
+    stride: usize,
+    depth: usize,
+) -> bool {
+    simd.vectorize(
+        #[inline(always)]
+        || {
+            rows.chunks(stride.max(1)).any(|row| {
+                let row = &row[..depth.min(row.len())];
+                row.iter().fold(false, |any, &x| any | !is_finite(x))
+            })
+        },
+    )
 }
 
 /// Puts 0 for numbers that are not finite.
@@ -32,10 +41,17 @@ fn is_finite<A: Lane>(x: A) -> bool {
     x > A::NEG_INFINITY && x < A::INFINITY
 }
 
-/// Where the weight of a query and a key lies, and where a query's sum over a column.
-pub(crate) struct Places<W, O> {
-    pub(crate) weight: W,
-    pub(crate) sum: O,
+/// Where the weights and the sums of a job's queries lie: strips of `width` lanes, the first query in lane `first`, `columns` sums each.
+pub(crate) struct Places {
+    pub(crate) width: usize,
+    pub(crate) first: usize,
+    pub(crate) columns: usize,
+}
+
+impl Places {
+    const fn sum(&self, i: usize, column: usize) -> usize {
+        i / self.width * self.width * self.columns + column * self.width + i % self.width
+    }
 }
 
 impl<T: Stored> Scoring<'_, T> {
@@ -50,7 +66,7 @@ impl<T: Stored> Scoring<'_, T> {
         job: &Job,
         keys: Range<usize>,
         rows: &Head<'_, T>,
-        places: &Places<impl Fn(usize, usize) -> usize, impl Fn(usize, usize) -> usize>,
+        places: &Places,
         weights: &[T::Acc],
         sums: &mut [T::Acc],
     ) {
@@ -66,7 +82,8 @@ impl<T: Stored> Scoring<'_, T> {
                     continue;
                 }
                 for i in (0..job.queries.len()).filter(|&i| !hidden[i][n]) {
-                    sums[(places.sum)(i, column)] += weights[(places.weight)(i, n)] * x;
+                    let row = places.first + i;
+                    sums[places.sum(row, column)] += weights[lane_index(places.width, row, n)] * x;
                 }
             }
         }

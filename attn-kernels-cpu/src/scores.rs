@@ -194,8 +194,10 @@ impl<T: Stored> Scoring<'_, T> {
         p: &mut [T::Acc],
     ) -> Seen {
         self.terms.cap(simd, width, job.queries.len(), p);
-        self.terms
-            .add(width, job, self.matrix(job), keys.clone(), p);
+        if self.terms.any_added() {
+            self.terms
+                .add(width, job, self.matrix(job), keys.clone(), p);
+        }
         let seen = self.seen(job, keys.clone());
         if seen != Seen::Everything {
             self.hide(width, job, keys, self.fill(), p);
@@ -204,7 +206,7 @@ impl<T: Stored> Scoring<'_, T> {
     }
 
     /// Puts `fill` where a query does not see a key.
-    #[inline(always)]
+    #[inline(never)]
     pub(crate) fn hide(
         &self,
         width: usize,

@@ -58,6 +58,11 @@ impl<'a, A: Lane> Terms<'a, A> {
                 .is_some_and(|relative| not_finite(relative.table))
     }
 
+    /// Whether there is anything to add to scores.
+    pub(crate) const fn any_added(&self) -> bool {
+        self.bias.is_some() || self.alibi.is_some() || self.relative.is_some()
+    }
+
     pub(crate) const fn is_capped(&self) -> bool {
         self.cap.is_some()
     }
@@ -82,7 +87,6 @@ impl<'a, A: Lane> Terms<'a, A> {
     }
 
     /// Adds what there is to add for `matrix`, the job's head of its batch entry.
-    #[inline(always)]
     pub(crate) fn add(
         &self,
         width: usize,
@@ -112,7 +116,6 @@ impl<'a, A: Lane> Terms<'a, A> {
     }
 
     /// Adds a tile's gradients of scores to those of the table's row.
-    #[inline(always)]
     pub(crate) fn add_to_table(
         &self,
         width: usize,
@@ -141,7 +144,6 @@ impl<'a, A: Lane> Terms<'a, A> {
     }
 }
 
-#[inline(always)]
 fn add_bias<A: Lane>(
     bias: &HostView<'_, A>,
     width: usize,

@@ -201,7 +201,12 @@ impl<'a, T: Stored> Head<'a, T> {
 
     /// The rows of some tokens as a matrix without gaps: as they lie where they can be used so, else widened into `copy`.
     #[inline(always)]
-    pub(crate) fn tile<'b>(&self, tokens: Range<usize>, copy: &'b mut [T::Acc]) -> &'b [T::Acc]
+    pub(crate) fn tile<'b, S: Simd>(
+        &self,
+        simd: S,
+        tokens: Range<usize>,
+        copy: &'b mut [T::Acc],
+    ) -> &'b [T::Acc]
     where
         'a: 'b,
     {
@@ -213,7 +218,7 @@ impl<'a, T: Stored> Head<'a, T> {
         match self.as_they_lie(tokens.clone()) {
             Some((rows, stride)) if stride == depth => rows,
             _ => {
-                self.widen(tokens, depth, T::widen, copy);
+                self.copy(simd, tokens, depth, copy);
                 copy
             }
         }
@@ -243,28 +248,31 @@ impl<'a, T: Stored> Head<'a, T> {
         }
         let width = depth.next_multiple_of(16);
         let count = tokens.len();
-        self.widen(tokens, width, |from, to| T::widen_on(simd, from, to), copy);
+        self.copy(simd, tokens, width, copy);
         for row in copy.chunks_exact_mut(width).take(count) {
             row[depth..].fill(T::Acc::default());
         }
         (copy, width)
     }
 
-    /// Copies the rows of some tokens to `to`, `width` elements each.
+    /// Widens the rows of some tokens into `to`, `width` elements each. A function of its own in the machine code: it is called where
+    /// rows are copied anyway.
     #[inline(always)]
-    pub(crate) fn copy(&self, tokens: Range<usize>, width: usize, to: &mut [T::Acc]) {
-        self.widen(tokens, width, T::widen, to);
-    }
-
-    /// Widens the rows of some tokens into `to`, `width` elements each.
-    #[inline(always)]
-    fn widen(
+    pub(crate) fn copy<S: Simd>(
         &self,
+        simd: S,
         tokens: Range<usize>,
         width: usize,
-        plain: impl Fn(&[T], &mut [T::Acc]),
         to: &mut [T::Acc],
     ) {
+        simd.vectorize(
+            #[inline(always)]
+            || self.widen(simd, tokens, width, to),
+        );
+    }
+
+    #[inline(always)]
+    fn widen<S: Simd>(&self, simd: S, tokens: Range<usize>, width: usize, to: &mut [T::Acc]) {
         let mut rest = tokens;
         let mut rows = to.chunks_exact_mut(width);
         while !rest.is_empty() {
@@ -274,7 +282,7 @@ impl<'a, T: Stored> Head<'a, T> {
                 let start = run.start + n * self.stride;
                 let to = &mut to[..self.tokens.depth];
                 match self.tokens.numbers {
-                    Numbers::Plain(data) => self.widen_plain(&data[start..], &plain, to),
+                    Numbers::Plain(data) => self.widen_plain(simd, &data[start..], to),
                     Numbers::Int8(data, scales) => {
                         let scale = T::Acc::from_f64(f64::from(scales[self.row(run.row + n)]));
                         self.widen_int8(&data[start..], scale, to);
@@ -286,9 +294,9 @@ impl<'a, T: Stored> Head<'a, T> {
     }
 
     #[inline(always)]
-    fn widen_plain(&self, from: &[T], plain: impl Fn(&[T], &mut [T::Acc]), to: &mut [T::Acc]) {
+    fn widen_plain<S: Simd>(&self, simd: S, from: &[T], to: &mut [T::Acc]) {
         match self.column_stride {
-            1 => plain(&from[..to.len()], to),
+            1 => T::widen_on(simd, &from[..to.len()], to),
             columns => {
                 for (column, to) in to.iter_mut().enumerate() {
                     *to = from[column * columns].to_acc();

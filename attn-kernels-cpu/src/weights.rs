@@ -53,7 +53,6 @@ impl<T: Stored> Call<'_, T> {
     }
 
     /// Writes the weights of a query for the keys from `key` on, if they are asked for.
-    #[inline(always)]
     pub(crate) fn write_row_of_weights(&self, job: &Job, query: usize, key: usize, row: &[T::Acc]) {
         let gone = match self.stage {
             // Rows of tokens that a ring no longer has hold those of others.
@@ -66,7 +65,6 @@ impl<T: Stored> Call<'_, T> {
     }
 
     /// Writes a part of a query's row.
-    #[inline(always)]
     #[expect(unsafe_code, reason = "each job writes rows of its own")]
     fn write(&self, job: &Job, query: usize, key: usize, row: &[T::Acc]) {
         let Some((weights, layout)) = &self.weights else {

@@ -26,6 +26,11 @@ const FENCED: &[(&str, &str)] = &[
         "calls into shared.rs",
     ),
     (
+        "attn-kernels-cpu/src/backward/relative.rs",
+        "calls into shared.rs",
+    ),
+    ("attn-kernels-cpu/src/weights.rs", "calls into shared.rs"),
+    (
         "attn-layers/src/io/file.rs",
         "a mapped file must not change",
     ),

@@ -1,21 +1,14 @@
 //! The gradient of the bias. It may be shared by heads, batch entries, queries or keys, so its jobs are cut by its own
 //! elements, and each adds what all that share them give, in order.
 
-use super::{Call, Tiles};
+use super::Call;
 use crate::element::Stored;
-use crate::micro::width;
 use crate::scores::{Job, KEYS, QUERIES, lane_index};
-use crate::simd::Simd;
 use core::ops::Range;
 
 impl<T: Stored> Call<'_, T> {
-    /// How many jobs there are.
-    pub(crate) fn bias_jobs(&self) -> usize {
-        self.bias_matrices(true) * self.bias_units()
-    }
-
     /// Parts of a matrix whose elements are different ones. Tiles of sequences do not begin where parts do, so there is one part then.
-    fn bias_units(&self) -> usize {
+    pub(super) fn bias_units(&self) -> usize {
         let shape = &self.scoring.shape;
         if self.spans.has_sequences() {
             return 1;
@@ -27,7 +20,7 @@ impl<T: Stored> Call<'_, T> {
         }
     }
 
-    fn bias_strides(&self) -> [usize; 2] {
+    pub(super) fn bias_strides(&self) -> [usize; 2] {
         let strides = self.d_bias.as_ref().map(|(_, layout)| {
             let rank = layout.shape().rank();
             [layout.strides()[rank - 2], layout.strides()[rank - 1]]
@@ -53,12 +46,12 @@ impl<T: Stored> Call<'_, T> {
     }
 
     /// How many matrices have elements of their own, or how many share those of one.
-    fn bias_matrices(&self, own: bool) -> usize {
+    pub(super) fn bias_matrices(&self, own: bool) -> usize {
         self.bias_axes(own).map(|(length, _)| length).product()
     }
 
     /// The `number`-th of [`Call::bias_matrices`].
-    fn bias_matrix(&self, own: bool, mut number: usize) -> usize {
+    pub(super) fn bias_matrix(&self, own: bool, mut number: usize) -> usize {
         let digits = self.bias_axes(own).map(|(length, step)| {
             let digit = number % length;
             number /= length;
@@ -67,40 +60,9 @@ impl<T: Stored> Call<'_, T> {
         digits.sum()
     }
 
-    /// One of [`Call::bias_jobs`]. The gradient holds zeros before the first.
-    #[inline(always)]
-    pub(crate) fn run_bias<S: Simd>(
-        &self,
-        simd: S,
-        number: usize,
-        tiles: &mut Tiles<'_, T::Acc>,
-        [k, v]: [&mut [T::Acc]; 2],
-    ) {
-        let units = self.bias_units();
-        let (owner, unit) = (self.bias_matrix(true, number / units), number % units);
-        let by_key = self.bias_strides()[1] != 0;
-        let [of_queries, of_keys] = [units > 1 && !by_key, units > 1 && by_key];
-        for sharer in 0..self.bias_matrices(false) {
-            let matrix = owner + self.bias_matrix(false, sharer);
-            for job in self.jobs_of(matrix) {
-                if of_queries && job.queries.start / QUERIES != unit {
-                    continue;
-                }
-                self.load(simd, &job, tiles);
-                for keys in self.scoring.tiles(&job, 1) {
-                    if of_keys && keys.start / KEYS != unit {
-                        continue;
-                    }
-                    self.remake(simd, &job, keys.clone(), [&mut *k, &mut *v], tiles);
-                    self.add_to_bias(width::<S, T::Acc>(), &job, keys, tiles);
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
+    /// Adds a tile's gradients of scores. The gradient holds zeros before the first.
     #[expect(unsafe_code, reason = "each job adds to elements of its own")]
-    fn add_to_bias(&self, width: usize, job: &Job, keys: Range<usize>, tiles: &Tiles<'_, T::Acc>) {
+    pub(super) fn add_to_bias(&self, width: usize, job: &Job, keys: Range<usize>, ds: &[T::Acc]) {
         let Some((d_bias, layout)) = &self.d_bias else {
             return;
         };
@@ -109,7 +71,7 @@ impl<T: Stored> Call<'_, T> {
         for (i, query) in job.queries.clone().enumerate() {
             let row: [T::Acc; KEYS] = core::array::from_fn(|n| {
                 let n = n.min(keys.len() - 1);
-                tiles.ds[lane_index(width, i, n)]
+                ds[lane_index(width, i, n)]
             });
             let start = base + query * query_stride + keys.start * key_stride;
             // SAFETY: `Jobs` gives each job once, jobs are cut by the elements of the bias, and a job reaches only its own.

@@ -1,37 +1,26 @@
 //! The gradient of the table of relative positions: a job adds what all batch entries give to the row of its head, in order.
 
-use super::{Call, Tiles};
+use super::Call;
 use crate::element::Stored;
-use crate::micro::width;
-use crate::simd::Simd;
+use crate::scores::Job;
+use core::ops::Range;
 
 impl<T: Stored> Call<'_, T> {
-    /// One job: the row of `head`, which holds zeros.
-    #[inline(always)]
+    /// Adds a tile's gradients of scores. The table holds zeros before the first.
     #[expect(unsafe_code, reason = "each job adds to elements of its own")]
-    pub(crate) fn run_relative<S: Simd>(
+    pub(super) fn add_to_relative(
         &self,
-        simd: S,
-        head: usize,
-        tiles: &mut Tiles<'_, T::Acc>,
-        [k, v]: [&mut [T::Acc]; 2],
+        width: usize,
+        job: &Job,
+        keys: Range<usize>,
+        ds: &[T::Acc],
     ) {
-        let (Some(d_relative), shape) = (&self.d_relative, &self.scoring.shape) else {
-            return;
-        };
         let terms = &self.scoring.terms;
-        let distances = terms.distances();
-        // SAFETY: `Jobs` gives each head once, and a job reaches only its own row.
-        let row = unsafe { d_relative.slice(head * distances..(head + 1) * distances) };
-        row.fill(T::Acc::default());
-        for batch in 0..shape.batch {
-            for job in self.jobs_of(batch * shape.num_heads + head) {
-                self.load(simd, &job, tiles);
-                for keys in self.scoring.tiles(&job, 1) {
-                    self.remake(simd, &job, keys.clone(), [&mut *k, &mut *v], tiles);
-                    terms.add_to_table(width::<S, T::Acc>(), &job, keys, tiles.ds, row);
-                }
-            }
+        if let Some(d_relative) = &self.d_relative {
+            let row = job.head * terms.distances()..(job.head + 1) * terms.distances();
+            // SAFETY: `Jobs` gives each head once, and a job of the pass for the table reaches only the row of its head.
+            let row = unsafe { d_relative.slice(row) };
+            terms.add_to_table(width, job, keys, ds, row);
         }
     }
 }

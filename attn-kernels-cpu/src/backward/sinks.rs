@@ -12,7 +12,14 @@ impl<T: Stored> Call<'_, T> {
         for (head, (d_sink, sink)) in d_sinks.iter_mut().zip(sinks).enumerate() {
             let mut sum = 0.0;
             for batch in 0..shape.batch {
-                for job in self.jobs_of(batch * shape.num_heads + head) {
+                for (queries, span) in self.spans.tiles(batch) {
+                    let Some(span) = span else { continue };
+                    let job = Job {
+                        batch,
+                        head,
+                        queries,
+                        span,
+                    };
                     sum += self.sink_of(&job, sink.to_f64(), rows);
                 }
             }
