@@ -435,6 +435,9 @@ impl Features {
         .union(Self::DROPOUT)
         .union(Self::STATISTICS);
 
+    /// Every part that there is.
+    pub const ALL: Self = Self((1 << 24) - 1);
+
     const NAMES: [(Self, &'static str); 24] = [
         (Self::DENSE, "dense keys and values"),
         (Self::BIAS, "an additive bias"),
