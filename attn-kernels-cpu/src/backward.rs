@@ -325,7 +325,12 @@ impl<T: Stored> Call<'_, T> {
             self.out
                 .widen(job.batch, job.head, one, value_depth, out_row);
             tiles.delta[i] = dot(d_out_row, out_row);
-            [tiles.m[i], tiles.l[i]] = self.statistics(job, query);
+            let [m, l] = self.statistics(job, query);
+            tiles.m[i] = m;
+            // A row without weights has a sum of 0, which divides nothing.
+            if m != T::Acc::NEG_INFINITY || l != T::Acc::default() {
+                tiles.l[i] = l;
+            }
         }
     }
 

@@ -177,9 +177,9 @@ impl<T: Stored> Call<'_, T> {
         }
         for (n, job) in job.each_head(heads).enumerate() {
             let rows = rows_of(&job, n);
+            self.write_statistics(&job, &tiles.m[rows.clone()], &tiles.l[rows.clone()]);
             self.finish_sums(&job, &mut tiles.l[rows.clone()]);
             self.write_few(&job, rows.start, tiles);
-            self.write_statistics(&job, &tiles.m[rows.clone()], &tiles.l[rows]);
         }
         if self.weights.is_some() {
             self.write_few_weights(simd, (job, heads), &sources, tiles);

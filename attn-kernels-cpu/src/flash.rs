@@ -118,9 +118,9 @@ impl<T: Stored> Call<'_, T> {
             let seen = scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
             self.accumulate(simd, job, keys, &value, seen, tiles);
         }
+        self.write_statistics(job, tiles.m, tiles.l);
         self.finish_sums(job, tiles.l);
         self.write_output(simd, job, tiles);
-        self.write_statistics(job, tiles.m, tiles.l);
         if self.weights.is_some() {
             self.write_weights(simd, job, &key, tiles);
         }
