@@ -45,6 +45,13 @@ pub(super) fn of(group: Group) -> Vec<Case> {
         Group::GradientsMasked => gradients::masked(),
         Group::GradientsBias => gradients::bias(),
         Group::GradientsStrided => gradients::strided(),
+        Group::GradientsGrouped => gradients::parts::grouped(),
+        Group::GradientsWindow => gradients::parts::window(),
+        Group::GradientsSequences => gradients::parts::sequences(),
+        Group::GradientsSegments => gradients::parts::segments(),
+        Group::GradientsBlocks => gradients::parts::blocks(),
+        Group::GradientsScores => gradients::parts::scores(),
+        Group::GradientsSinks => gradients::parts::sinks(),
         Group::Project
         | Group::Normalize
         | Group::ProjectBackward

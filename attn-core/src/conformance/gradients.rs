@@ -39,7 +39,10 @@ pub(super) fn attend<T: Element, B: OnHost<T>>(
         case,
         maths,
         draw: 0,
-        comparisons: Comparisons::default(),
+        comparisons: Comparisons {
+            statistics: StatisticsOf::beside_gradients(),
+            ..Comparisons::default()
+        },
     };
     loop {
         let sat = exam.sit::<T, B>(backend);

@@ -108,6 +108,20 @@ pub enum Group {
     GradientsBias,
     /// Gradients of and into arrays that are not contiguous.
     GradientsStrided,
+    /// Gradients of keys and values that several heads of queries share.
+    GradientsGrouped,
+    /// Gradients under windows.
+    GradientsWindow,
+    /// Gradients of sequences, and of what lies outside of them.
+    GradientsSequences,
+    /// Gradients under segments.
+    GradientsSegments,
+    /// Gradients under masks of blocks.
+    GradientsBlocks,
+    /// Gradients through softcaps and beside linear biases, and of tables of relative positions.
+    GradientsScores,
+    /// Gradients beside sinks, and of them.
+    GradientsSinks,
     /// Dense layers.
     Project,
     /// Gradients of dense layers.
@@ -124,7 +138,7 @@ pub enum Group {
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 35] = [
         Self::Plain,
         Self::Long,
         Self::Causal,
@@ -147,6 +161,13 @@ impl Group {
         Self::GradientsMasked,
         Self::GradientsBias,
         Self::GradientsStrided,
+        Self::GradientsGrouped,
+        Self::GradientsWindow,
+        Self::GradientsSequences,
+        Self::GradientsSegments,
+        Self::GradientsBlocks,
+        Self::GradientsScores,
+        Self::GradientsSinks,
         Self::Project,
         Self::ProjectBackward,
         Self::Normalize,
@@ -175,7 +196,14 @@ where
         Group::Gradients
         | Group::GradientsMasked
         | Group::GradientsBias
-        | Group::GradientsStrided => cases(group, |case| {
+        | Group::GradientsStrided
+        | Group::GradientsGrouped
+        | Group::GradientsWindow
+        | Group::GradientsSequences
+        | Group::GradientsSegments
+        | Group::GradientsBlocks
+        | Group::GradientsScores
+        | Group::GradientsSinks => cases(group, |case| {
             gradients::attend::<T, B>(backend, case, maths)
         }),
         _ => cases(group, |case| forward::attend::<T, B>(backend, case, maths)),
@@ -215,6 +243,9 @@ macro_rules! conformance_tests {
                 sequences Sequences, segments Segments, blocks Blocks, scores Scores, sinks Sinks, stages Stages, caches Caches,
                 gradients Gradients,
                 gradients_masked GradientsMasked, gradients_bias GradientsBias, gradients_strided GradientsStrided,
+                gradients_grouped GradientsGrouped, gradients_window GradientsWindow, gradients_sequences GradientsSequences,
+                gradients_segments GradientsSegments, gradients_blocks GradientsBlocks, gradients_scores GradientsScores,
+                gradients_sinks GradientsSinks,
                 project Project, project_backward ProjectBackward, normalize Normalize,
                 normalize_backward NormalizeBackward,
                 bitwise Bitwise, errors Errors);

@@ -10,11 +10,20 @@ use crate::dtype::Element;
 /// The largest scores and the sums of exponentials.
 #[derive(Default)]
 pub(super) struct StatisticsOf {
+    may_sum_nothing: bool,
     largest: Comparison,
     total: Comparison,
 }
 
 impl StatisticsOf {
+    /// Of a forward pass for gradients. A row that sees nothing and gets zero has none, so its sum is left to the backend.
+    pub(super) fn beside_gradients() -> Self {
+        Self {
+            may_sum_nothing: true,
+            ..Self::default()
+        }
+    }
+
     /// The largest score, and the sum of exponentials as it would be beside the true largest score. What a row without a finite score
     /// has is the backend's affair if the query sees a key, else it is fixed.
     pub(super) fn push<T: Element>(
@@ -38,7 +47,7 @@ impl StatisticsOf {
             };
             self.largest.push_exact(place, got[0], largest);
             // The exponential of an infinite sink is counted or not.
-            if line.sink.is_none() {
+            if line.sink.is_none() && (has_mean || !self.may_sum_nothing) {
                 self.total.push_exact(place, got[1], total);
             }
         }

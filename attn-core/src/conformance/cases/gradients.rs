@@ -1,6 +1,8 @@
 //! Attention whose gradients are looked at. The oracle needs every score of a head for the gradient of one key, so
 //! cases are smaller than those of the forward pass.
 
+pub(super) mod parts;
+
 use super::super::case::DropoutCase;
 use super::dropout::{HALF, kinds};
 use super::{Case, Placement};

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 const ALIGNMENTS: [crate::Alignment; 4] = [TopLeft, BottomRight, Offset(3), Offset(-2)];
 
 /// With both rules for a query that sees nothing.
-fn with_both_rules(cases: Vec<Case>) -> Vec<Case> {
+pub(super) fn with_both_rules(cases: Vec<Case>) -> Vec<Case> {
     let zero = |case: &Case| case.fully_masked == FullyMasked::MeanOfValues;
     let others: Vec<Case> = (cases.iter().filter(|case| zero(case)))
         .map(|case| case.clone().zero_if_blind())

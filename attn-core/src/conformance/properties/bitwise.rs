@@ -4,6 +4,7 @@ mod backward;
 mod few;
 mod heads;
 mod packed;
+mod parts;
 mod together;
 
 use super::super::arrays::{Placed, written_outside};
@@ -49,6 +50,12 @@ pub(in super::super) fn bitwise<T: Element, B: OnHost<T>>(backend: &B) -> Result
             ("attention into gaps", attention_into_gaps::<T, B>),
             ("projection between gaps", projection_between_gaps::<T, B>),
             ("layer norm between gaps", norm_between_gaps::<T, B>),
+            (
+                "sequences alone and together",
+                parts::sequences_alone_and_together::<T, B>,
+            ),
+            ("grouped and repeated", parts::grouped_and_repeated::<T, B>),
+            ("caches and arrays", parts::caches_and_arrays::<T, B>),
             ("scratch of attention", attend_scratch::<T, B>),
             ("scratch of a projection", project_scratch::<T, B>),
             ("scratch of a packed projection", packed::scratch::<T, B>),

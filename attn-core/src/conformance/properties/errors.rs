@@ -2,6 +2,7 @@
 
 mod backward;
 mod packed;
+mod parts;
 
 use super::super::verdict::Failure;
 use super::{Broken, OnHost, first_not, run};
@@ -66,6 +67,31 @@ pub(in super::super) fn errors<T: Element, B: OnHost<T>>(backend: &B) -> Result<
             (
                 "gradients of a layer norm that do not fit",
                 backward::norm::<T, B>,
+            ),
+            ("lengths that cannot be", parts::lengths::<T, B>),
+            (
+                "segments that do not fit",
+                parts::segments_that_do_not_fit::<T, B>,
+            ),
+            (
+                "blocks that do not fit",
+                parts::blocks_that_do_not_fit::<T, B>,
+            ),
+            (
+                "parts of scores that cannot be",
+                parts::scores_that_cannot_be::<T, B>,
+            ),
+            (
+                "pages that there are not",
+                parts::pages_that_there_are_not::<T, B>,
+            ),
+            (
+                "caches that do not fit",
+                parts::caches_that_do_not_fit::<T, B>,
+            ),
+            (
+                "gradients of parts that there are not",
+                backward::parts_that_there_are_not::<T, B>,
             ),
         ],
     )

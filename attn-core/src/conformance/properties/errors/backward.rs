@@ -9,9 +9,11 @@ use crate::dropout::Dropout;
 use crate::dtype::{DType, Element};
 use crate::error::Error;
 use crate::layout::{Dims, Layout};
+use crate::position::Alignment;
 use crate::random::{Convention, Counters, Key};
-use crate::request::Attention;
-use crate::view::{Host, HostView, HostViewMut};
+use crate::request::{Attention, Features};
+use crate::scores::Relative;
+use crate::view::{Flat, FlatMut, Host, HostView, HostViewMut};
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -219,6 +221,76 @@ pub(super) fn attention<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Bro
     };
     let mismatch = |error: &Error| matches!(error, Error::Mismatch { .. });
     attention_refused::<T, B>(backend, shapes, None, mismatch)
+}
+
+/// Gradients of a table and of sinks, without those or of another length.
+pub(super) fn parts_that_there_are_not<T: Element, B: OnHost<T>>(
+    backend: &B,
+) -> Result<(), Broken> {
+    let numbers = [T::Acc::default(); 6];
+    let relative = Relative {
+        table: Flat::new(&numbers[..]),
+        zero: 0,
+        alignment: Alignment::TopLeft,
+    };
+    let sinks = Flat::new(&numbers[..3]);
+    let together = |part: &'static str| move |error: &Error| matches!(error, Error::Together { left, .. } if *left == part);
+    let length = |part: &'static str| move |error: &Error| matches!(error, Error::Buffer { argument, .. } if *argument == part);
+    parts_refused::<T, B>(
+        backend,
+        (None, Some(6)),
+        (None, None),
+        together("d_relative"),
+    )?;
+    parts_refused::<T, B>(backend, (None, None), (None, Some(3)), together("d_sinks"))?;
+    if backend.backward_features().contains(Features::RELATIVE) {
+        let parts = (Some(relative), Some(5));
+        parts_refused::<T, B>(backend, parts, (None, None), length("d_relative"))?;
+    }
+    if backend.backward_features().contains(Features::SINKS) {
+        parts_refused::<T, B>(
+            backend,
+            (None, None),
+            (Some(sinks), Some(4)),
+            length("d_sinks"),
+        )?;
+    }
+    Ok(())
+}
+
+/// Parts, each with the length of its gradient.
+fn parts_refused<T: Element, B: OnHost<T>>(
+    backend: &B,
+    (relative, d_relative): (Option<Relative<'_, Host, T>>, Option<usize>),
+    (sinks, d_sinks): (Option<Flat<'_, Host, T::Acc>>, Option<usize>),
+    wanted: impl Fn(&Error) -> bool,
+) -> Result<(), Broken> {
+    let (data, numbers) = ([T::default(); ELEMENTS], [T::Acc::default(); ELEMENTS]);
+    let x = view(&data, SHAPE)?;
+    let (mut outputs, mut sums) = (Outputs::<T>::new(3), Outputs::<T::Acc>::new(2));
+    let [d_query, d_key, d_value] = outputs.views([SHAPE; 3])?;
+    let [of_relative, of_sinks] = sums.0.get_disjoint_mut([0, 1]).map_err(|_| Error::Zero {
+        argument: "outputs",
+    })?;
+    let backward = AttentionBackward {
+        call: Attention::new(x, x, x)
+            .with_relative(relative)
+            .with_sinks(sinks),
+        out: x,
+        statistics: view(&numbers, FITS.statistics)?,
+        d_out: x,
+        d_query,
+        d_key,
+        d_value,
+        d_bias: None,
+        d_relative: d_relative.map(|count| FlatMut::new(&mut of_relative[..count])),
+        d_sinks: d_sinks.map(|count| FlatMut::new(&mut of_sinks[..count])),
+    };
+    let mut scratch = vec![T::Acc::default(); SCRATCH];
+    let result = backend.attend_backward(backward, &mut scratch);
+    is_error((d_relative, d_sinks), &result, wanted)?;
+    outputs.untouched((d_relative, d_sinks))?;
+    sums.untouched((d_relative, d_sinks))
 }
 
 /// Old counters end at 2^32 words; the arrays of such a call are small, since keys and queries may repeat.
