@@ -31,7 +31,7 @@ use crate::heads::{Heads, row_start, write_narrowed};
 use crate::hidden::{Places, any_not_finite, clean};
 use crate::micro::{MAX_WIDTH, for_each_block, width};
 use crate::products::{Columns, OverQueries, Products};
-use crate::scores::{Job, KEYS, QUERIES, Scoring};
+use crate::scores::{Job, KEYS, QUERIES, Scoring, lane_index};
 use crate::shared::Shared;
 use crate::simd::{Lane, Select, Simd, SimdBase, lanes, load, splat};
 use crate::softmax;
@@ -93,6 +93,9 @@ pub(crate) struct Tiles<'a, A> {
     dk: &'a mut [A],
     /// Gradients of all values of the head, `[panel][key][width]`.
     dv: &'a mut [A],
+    /// Where several heads share keys and values, the gradients of those before, likewise: each head's own are summed up first, in chains
+    /// no longer than one head makes.
+    shared: [&'a mut [A]; 2],
 }
 
 /// A depth, rounded up to whole register tiles of every instruction set.
@@ -102,8 +105,13 @@ const fn padded(depth: usize) -> usize {
 
 impl<'a, A: Lane> Tiles<'a, A> {
     /// Elements of each buffer, in the order in which they are cut: multiples of the alignment first.
-    const fn lengths(shape: &AttentionShape) -> [usize; 19] {
+    const fn lengths(shape: &AttentionShape) -> [usize; 21] {
         let (depth, value_depth, keys) = (shape.depth, shape.value_depth, shape.key_length);
+        let shared = if shape.key_heads == shape.num_heads {
+            0
+        } else {
+            keys
+        };
         let row = if depth > value_depth {
             depth
         } else {
@@ -121,6 +129,8 @@ impl<'a, A: Lane> Tiles<'a, A> {
             QUERIES.saturating_mul(padded(value_depth)),
             keys.saturating_mul(padded(depth)),
             keys.saturating_mul(padded(value_depth)),
+            shared.saturating_mul(padded(depth)),
+            shared.saturating_mul(padded(value_depth)),
             QUERIES.saturating_mul(depth),
             QUERIES.saturating_mul(value_depth),
             QUERIES.saturating_mul(depth),
@@ -159,6 +169,8 @@ impl<'a, A: Lane> Tiles<'a, A> {
             d_out_rows,
             dk,
             dv,
+            shared_k,
+            shared_v,
             q,
             d_out,
             dq,
@@ -191,8 +203,31 @@ impl<'a, A: Lane> Tiles<'a, A> {
             alone: false,
             dk,
             dv,
+            shared: [shared_k, shared_v],
         };
         (tiles, [k, v])
+    }
+}
+
+impl<A: Lane> Tiles<'_, A> {
+    /// Puts what the heads before gave aside.
+    fn keep_shared(&mut self) {
+        self.add_shared();
+        for (sum, head) in self.shared.iter_mut().zip([&mut *self.dk, &mut *self.dv]) {
+            if sum.len() == head.len() {
+                sum.swap_with_slice(head);
+                head.fill(A::default());
+            }
+        }
+    }
+
+    /// Adds what the heads before gave.
+    fn add_shared(&mut self) {
+        for (sum, head) in self.shared.iter().zip([&mut *self.dk, &mut *self.dv]) {
+            for (head, sum) in head.iter_mut().zip(sum.iter()) {
+                *head += *sum;
+            }
+        }
     }
 }
 
@@ -208,8 +243,10 @@ impl<T: Stored> Call<'_, T> {
         [k, v]: [&mut [T::Acc]; 2],
     ) {
         if pass == Pass::Inputs {
-            tiles.dk.fill(T::Acc::default());
-            tiles.dv.fill(T::Acc::default());
+            let [shared_k, shared_v] = &mut tiles.shared;
+            for sum in [&mut *tiles.dk, tiles.dv, shared_k, shared_v] {
+                sum.fill(T::Acc::default());
+            }
         }
         let (shape, part) = (&self.scoring.shape, self.part(pass, number));
         let keys = part.keys(shape.key_length);
@@ -220,6 +257,7 @@ impl<T: Stored> Call<'_, T> {
             // Gathered once for all queries: the rows of a head lie far apart, and crowd the same few sets of the cache.
             let k = (self.scoring.key.head(batch, key_head)).tile(simd, keys.clone(), k);
             let v = (self.value.head(batch, key_head)).tile(simd, keys.clone(), v);
+            tiles.keep_shared();
             for (queries, span) in self.spans.tiles(batch) {
                 match span {
                     Some(span) if part.has_queries(&queries) => {
@@ -239,6 +277,7 @@ impl<T: Stored> Call<'_, T> {
             }
         }
         if pass == Pass::Inputs {
+            tiles.add_shared();
             self.write_keys_and_values(number, width::<S, T::Acc>(), tiles);
         }
     }
@@ -386,7 +425,16 @@ impl<T: Stored> Call<'_, T> {
         }
         // A hidden key may have a weight, where all are hidden, or a value that is not finite.
         if seen != Seen::Everything {
-            scoring.hide(width, job, keys, T::Acc::default(), tiles.ds);
+            scoring.hide(width, job, keys.clone(), T::Acc::default(), tiles.ds);
+        }
+        if scoring.guards(seen) {
+            let idle = job.queries.len()..job.queries.len().next_multiple_of(width);
+            for i in idle {
+                for n in 0..keys.len() {
+                    let at = lane_index(width, i, n);
+                    [tiles.p[at], tiles.ds[at]] = [T::Acc::default(); 2];
+                }
+            }
         }
         seen
     }

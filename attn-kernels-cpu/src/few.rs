@@ -22,7 +22,7 @@ use crate::matrix::transpose_rows;
 use crate::micro::{ByRows, Tile, is_512_bits, load_row, multiply, store_row, zeros};
 use crate::scores::{Job, KEYS, tiles_of_keys};
 use crate::simd::{Lane, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
-use crate::softmax::{PARTIALS, exp, finite_or_zero};
+use crate::softmax::{PARTIALS, add_sink, exp, finite_or_zero};
 use crate::tokens::Head;
 use attn_core::{AttentionShape, Stage};
 use core::ops::Range;
@@ -149,13 +149,12 @@ impl<T: Stored> Call<'_, T> {
             value: self.values(job),
         };
         let rows = heads * job.queries.len();
+        tiles.l.fill(T::Acc::default());
         tiles.o.fill(T::Acc::default());
         for (n, job) in job.each_head(heads).enumerate() {
             let rows = rows_of(&job, n);
             self.load_few(&job, rows.start, tiles);
-            let [m, l] = scoring.start(&job);
-            tiles.m[rows.clone()].fill(m);
-            tiles.l[rows].fill(l);
+            tiles.m[rows].fill(scoring.sink(&job).unwrap_or(T::Acc::NEG_INFINITY));
         }
         for keys in scoring.tiles(job, heads) {
             self.multiply_few(simd, rows, &sources, keys.clone(), tiles);
@@ -177,6 +176,13 @@ impl<T: Stored> Call<'_, T> {
         }
         for (n, job) in job.each_head(heads).enumerate() {
             let rows = rows_of(&job, n);
+            if let Some(sink) = scoring.sink(&job) {
+                // For all rows, of which those of this head are kept.
+                let mut l = [T::Acc::default(); MAX_LANES];
+                l.copy_from_slice(tiles.l);
+                add_sink(simd, sink, tiles.m, &mut l);
+                tiles.l[rows.clone()].copy_from_slice(&l[rows.clone()]);
+            }
             self.write_statistics(&job, &tiles.m[rows.clone()], &tiles.l[rows.clone()]);
             self.finish_sums(&job, &mut tiles.l[rows.clone()]);
             self.write_few(&job, rows.start, tiles);

@@ -109,14 +109,17 @@ impl<T: Stored> Call<'_, T> {
         let scoring = &self.scoring;
         let (key, value) = (scoring.keys(job), self.values(job));
         scoring.load_queries(simd, job, tiles.q, tiles.k);
-        let [m, l] = scoring.start(job);
-        tiles.m.fill(m);
-        tiles.l.fill(l);
+        let sink = scoring.sink(job);
+        tiles.m.fill(sink.unwrap_or(T::Acc::NEG_INFINITY));
+        tiles.l.fill(T::Acc::default());
         tiles.o.fill(T::Acc::default());
         for keys in scoring.tiles(job, 1) {
             let k = key.tile(simd, keys.clone(), tiles.k);
             let seen = scoring.score(simd, job, keys.clone(), tiles.q, k, tiles.p);
             self.accumulate(simd, job, keys, &value, seen, tiles);
+        }
+        if let Some(sink) = sink {
+            softmax::add_sink(simd, sink, tiles.m, tiles.l);
         }
         self.write_statistics(job, tiles.m, tiles.l);
         self.finish_sums(job, tiles.l);

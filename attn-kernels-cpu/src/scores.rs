@@ -96,12 +96,10 @@ impl<T: Stored> Scoring<'_, T> {
         self.key.head(job.batch, self.shape.key_head(job.head))
     }
 
-    /// A row's softmax before its first key: the largest score and the sum of a sink, or of nothing.
-    pub(crate) fn start(&self, job: &Job) -> [T::Acc; 2] {
-        match self.sinks.map(|sinks| sinks[job.head]) {
-            Some(sink) if sink != T::Acc::NEG_INFINITY => [sink, T::Acc::from(1i8)],
-            _ => [T::Acc::NEG_INFINITY, T::Acc::default()],
-        }
+    /// The score without a key of a job's head. Softmax begins with it as the largest score; its term is added last, as it may be so
+    /// large that terms of keys would be rounded away one by one.
+    pub(crate) fn sink(&self, job: &Job) -> Option<T::Acc> {
+        self.sinks.map(|sinks| sinks[job.head])
     }
 
     /// What a score is where a query does not see the key.

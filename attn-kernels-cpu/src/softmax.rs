@@ -32,15 +32,17 @@ pub(crate) fn exp<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> Vector<S, A> {
         .select(splat(simd, A::default()), scaled)
 }
 
-/// `e^x - 1` for `x <= 0`, exact to some units in its last place near 0 too.
+/// `e^x`, as [`exp`] has it, and `e^x - 1`, exact to some units in its last place near 0 too.
 #[inline(always)]
-pub(crate) fn exp_m1<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> Vector<S, A> {
+pub(crate) fn exp_and_m1<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> [Vector<S, A>; 2] {
     let (less_one, shifted) = reduced::<S, A>(simd, x);
-    let one = splat::<S, A>(simd, one::<A>());
+    let (zero, one) = (splat::<S, A>(simd, A::default()), splat(simd, one::<A>()));
     let power = Vector::<S, A>::from_bits(one.to_bits() + (shifted.to_bits() << A::EXPONENT));
-    let result = less_one.mul_add(power, power - one);
-    x.simd_lt(splat(simd, A::MIN_EXP))
-        .select(splat(simd, A::default()) - one, result)
+    let is_small = x.simd_lt(splat(simd, A::MIN_EXP));
+    [
+        is_small.select(zero, less_one.mul_add(power, power)),
+        is_small.select(zero - one, less_one.mul_add(power, power - one)),
+    ]
 }
 
 /// `e^r - 1` and, in the low bits, `n`.
@@ -108,6 +110,17 @@ fn update_strip<S: Simd, A: Lane>(simd: S, scores: &mut [A], running: &mut Runni
             .store_slice(&mut running.l[range.clone()]);
         new.store_slice(&mut running.m[range.clone()]);
         alpha.store_slice(&mut running.alpha[range]);
+    }
+}
+
+/// Adds the term of a score that has no key to the sums of a strip; it was the first `m`.
+#[inline(always)]
+pub(crate) fn add_sink<S: Simd, A: Lane>(simd: S, sink: A, m: &[A], l: &mut [A]) {
+    let lanes = lanes::<S, A>();
+    for (m, l) in m.chunks_exact(lanes).zip(l.chunks_exact_mut(lanes)) {
+        let safe = finite_or_zero::<S, A>(simd, load::<S, A>(simd, m));
+        let term = exp::<S, A>(simd, splat::<S, A>(simd, sink) - safe);
+        (load::<S, A>(simd, l) + term).store_slice(l);
     }
 }
 

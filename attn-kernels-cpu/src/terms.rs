@@ -4,7 +4,7 @@
 
 use crate::scores::{Job, KEYS, lane_index};
 use crate::simd::{Lane, Select, Simd, SimdBase, Vector, lanes, load, splat};
-use crate::softmax::exp_m1;
+use crate::softmax::exp_and_m1;
 use attn_core::{Alignment, Dims, Element, Host, HostView, Result, Scores};
 use core::ops::Range;
 
@@ -201,12 +201,16 @@ fn for_each_distance(
     }
 }
 
-/// `tanh(x)` from `e^(-2|x|) - 1`, which loses no digits near 0.
+/// `tanh(x)`: near 0 `(1 - e) / (1 + e)` with `e = e^(-2|x|)`, whose numerator loses no digits, elsewhere `1 - 2e / (1 + e)`.
 #[inline(always)]
 fn tanh<S: Simd, A: Lane>(simd: S, x: Vector<S, A>) -> Vector<S, A> {
-    let (zero, two) = (splat::<S, A>(simd, A::default()), splat(simd, A::from(2i8)));
+    let number = |x: i8| splat::<S, A>(simd, A::from(x));
+    let (zero, one) = (number(0), number(1));
     let size = x.max(zero - x);
-    let less = exp_m1::<S, A>(simd, zero - size * two);
-    let result = (zero - less) / (less + two);
+    let [e, less_one] = exp_and_m1::<S, A>(simd, zero - (size + size));
+    // From where on the second is at most 1/2.
+    let is_far = e.simd_lt(splat(simd, A::from_f64(1.0 / 3.0)));
+    let part = is_far.select(e + e, zero - less_one) / (one + e);
+    let result = is_far.select(one - part, part);
     x.simd_lt(zero).select(zero - result, result)
 }
