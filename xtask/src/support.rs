@@ -27,6 +27,8 @@ const COLUMNS: [&str; ISAS.len() + 1] = {
 
 /// A cell where every dtype passes.
 const ALL: &str = "✓";
+/// A cell where every dtype refuses every case, by name.
+const REFUSED: &str = "no";
 /// A cell that no machine has filled yet.
 const UNKNOWN: &str = "not run";
 
@@ -155,7 +157,7 @@ impl core::fmt::Display for Table {
         }
         writeln!(
             f,
-            "\n{ALL}: passes for {}. `cuda`: on a device, or emulated where there is none. Made by `cargo xtask support` from the conformance tests.",
+            "\n{ALL}: passes for {}. {REFUSED}: refused with a typed error. `cuda`: on a device, or emulated where there is none. Made by `cargo xtask support` from the conformance tests.",
             DTYPES.join(", ")
         )
     }
@@ -178,7 +180,9 @@ fn cell<'a>(tests: impl Iterator<Item = &'a TestResult>, isa: &str, group: &str)
             .any(|(place, outcome)| place.dtype == *dtype && **outcome == Outcome::Passed)
     };
     let passing: Vec<_> = DTYPES.into_iter().filter(passes).collect();
+    let is_refused = |(_, outcome): &(Place<'_>, &Outcome)| **outcome == Outcome::Refused;
     match passing.as_slice() {
+        [] if here.iter().all(is_refused) => REFUSED.to_owned(),
         [] => "✗".to_owned(),
         some if some == DTYPES => ALL.to_owned(),
         some => some.join(" "),
@@ -222,6 +226,7 @@ mod tests {
             results.push(result(&format!("portable::{dtype}::bias"), Outcome::Passed));
             results.push(result(&format!("avx512::{dtype}::bias"), skipped()));
             results.push(result(&format!("neon::{dtype}::bias"), Outcome::Failed));
+            results.push(result(&format!("avx2::{dtype}::bias"), Outcome::Refused));
         }
         results
     }
@@ -237,8 +242,8 @@ mod tests {
         assert_eq!(groups, ["bias", "causal"]);
         let bias = table.group("bias").unwrap();
         assert_eq!(
-            [&bias["portable"], &bias["avx512"], &bias["neon"]],
-            ["✓", "not run", "✗"]
+            ["portable", "avx512", "neon", "avx2"].map(|isa| bias[isa].as_str()),
+            ["✓", "not run", "✗", "no"]
         );
         assert_eq!(table.group("causal").unwrap()["portable"], "f32");
     }

@@ -86,7 +86,7 @@ impl Row<'_> {
             .map(|score| score.value())
             .fold(sink, f64::max);
         let has_hidden = line.is_zero_if_blind() || line.seen.contains(&false);
-        if largest == f64::NEG_INFINITY && has_hidden {
+        if largest == f64::NEG_INFINITY && (has_hidden || line.keys.is_empty()) {
             return Softmax {
                 weights: self.blind(),
                 sink: 0.0,

@@ -120,7 +120,7 @@ pub(super) struct Softmax {
 pub(super) fn softmax<T: Element>(scores: &Scores, line: &Line, maths: &Maths) -> Softmax {
     let sink = line.sink.map(round::<T>);
     let largest = (scores.masked.iter().copied()).fold(sink.unwrap_or(f64::NEG_INFINITY), f64::max);
-    if largest == f64::NEG_INFINITY && line.is_zero_if_blind() {
+    if largest == f64::NEG_INFINITY && (line.is_zero_if_blind() || line.keys.is_empty()) {
         return Softmax {
             weights: vec![0.0; scores.masked.len()],
             sink: 0.0,

@@ -2,7 +2,8 @@
 //!
 //! Lines are taken one by one as they come. `Running …` and `Doc-tests …` name the program whose tests follow; `test … ok`
 //! gives an outcome; the part between `successes:` and `test result:` holds what passing tests wrote, and there a line
-//! `SKIPPED path: reason` turns a pass into a skip, and a line `BACKEND name: what` says on what a backend's tests ran.
+//! `SKIPPED path: reason` turns a pass into a skip, a line `REFUSED path` says that a backend has none of what was asked for and said so, and
+//! a line `BACKEND name: what` says on what a backend's tests ran.
 
 /// How a test ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub(crate) enum Outcome {
     Ignored,
     /// Passed without testing, since this machine lacks something: the reason.
     Skipped(String),
+    /// Passed: the backend has none of what was asked for, and refused it by name.
+    Refused,
 }
 
 /// A test and how it ended.
@@ -146,7 +149,9 @@ impl Output {
         if let Some(name) = speaker(line) {
             self.speaker = Some(name.to_owned());
         } else if let Some(reason) = skip_reason(line) {
-            self.mark_skipped(reason);
+            self.mark(Outcome::Skipped(reason.to_owned()));
+        } else if line.starts_with("REFUSED ") {
+            self.mark(Outcome::Refused);
         } else if line.starts_with("BACKEND ") && !self.backends.iter().any(|seen| seen == line) {
             self.backends.push(line.to_owned());
             return Line::Shown;
@@ -154,12 +159,13 @@ impl Output {
         Line::Hidden
     }
 
-    fn mark_skipped(&mut self, reason: &str) {
+    /// What the test whose words are read says of its own outcome.
+    fn mark(&mut self, outcome: Outcome) {
         let Some(speaker) = &self.speaker else { return };
         let of_speaker =
             |test: &&mut TestResult| test.program == self.program && test.name == *speaker;
         if let Some(test) = self.results.iter_mut().rev().find(of_speaker) {
-            test.outcome = Outcome::Skipped(reason.to_owned());
+            test.outcome = outcome;
         }
     }
 }
@@ -302,6 +308,15 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
             ]
         );
         assert!(results[7].is_doc_test() && !results[6].is_doc_test());
+    }
+
+    #[test]
+    fn a_group_that_is_refused_whole_says_so() {
+        let log = "     Running tests/conformance.rs (c-1)\n\ntest portable::f32::window ... ok\ntest portable::f32::plain ... ok\n\n\
+            successes:\n\n---- portable::f32::window stdout ----\nREFUSED conformance::portable::f32::window\n";
+        let (results, _) = read(log);
+        let outcomes: Vec<_> = results.iter().map(|test| &test.outcome).collect();
+        assert_eq!(outcomes, [&Outcome::Refused, &Outcome::Passed]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Counts {
     fn of<'a>(tests: impl Iterator<Item = &'a TestResult>) -> Self {
         tests.fold(Self::default(), |mut counts, test| {
             match test.outcome {
-                Outcome::Passed => counts.passed += 1,
+                Outcome::Passed | Outcome::Refused => counts.passed += 1,
                 Outcome::Skipped(_) => counts.skipped += 1,
                 Outcome::Ignored => counts.ignored += 1,
                 Outcome::Failed => counts.failed += 1,
