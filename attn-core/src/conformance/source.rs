@@ -66,8 +66,10 @@ impl<T: Element> Tokens<'_, T> {
                 let scale = scales.buf()[of(&order).at(row, 0)];
                 let place = of(values.layout());
                 let depth = shape.last().copied().unwrap_or(0);
-                let number = |column| f32::from(values.buf()[place.at(row, column)]) * scale;
-                (0..depth).map(|column| f64::from(number(column))).collect()
+                let number = |column| f64::from(values.buf()[place.at(row, column)]);
+                (0..depth)
+                    .map(|column| number(column) * f64::from(scale))
+                    .collect()
             }
             Rows::Q8_0 { bytes } => {
                 let place = of(bytes.layout());
@@ -84,9 +86,9 @@ impl<T: Element> Tokens<'_, T> {
 
 /// The 32 numbers of a block that begins at byte `start`.
 fn q8_0(start: usize, byte: impl Fn(usize) -> u8) -> [f64; 32] {
-    let factor = f32::from(f16::from_le_bytes([byte(start), byte(start + 1)]));
+    let factor = f64::from(f16::from_le_bytes([byte(start), byte(start + 1)]));
     core::array::from_fn(|n| {
         let integer = i8::from_le_bytes([byte(start + 2 + n)]);
-        f64::from(f32::from(integer) * factor)
+        f64::from(integer) * factor
     })
 }
