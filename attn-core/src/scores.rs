@@ -7,7 +7,9 @@
 //! s = fill where the query does not see the key
 //! ```
 //!
-//! Sinks are no scores of keys: a head's sink takes part in its softmax as one more score, of a key without a value.
+//! Sinks are no scores of keys: a head's sink takes part in its softmax as one more score, of a key without a value. It is part of a row's
+//! statistics, it has no weight among those that a call may ask for, and dropout does not touch it. A row that sees no key and gets zero has the sink and 1 for its
+//! statistics.
 
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -106,13 +108,17 @@ impl<S: Storage, T: Element> Relative<'_, S, T> {
 }
 
 /// How far scores have come on their way to weights.
+///
+/// Up to [`Stage::Capped`] hidden keys have their scores too. Where there is no key for a query, outside of its sequence or lost from a ring, there is 0, and at
+/// [`Stage::Masked`] what hidden keys have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stage {
     /// The product with the scale: ONNX's `qk_matmul_output_mode` 0.
     Scaled,
     /// After the softcap: mode 1.
     Capped,
-    /// With all that is added, and the fill value or -inf where a query does not see a key: mode 2.
+    /// With all that is added, and where a query does not see a key the lowest finite number of the accumulator, or -inf under
+    /// [`FullyMasked::Zero`](crate::FullyMasked::Zero): mode 2.
     Masked,
     /// After softmax: mode 3.
     #[default]

@@ -43,7 +43,7 @@ pub struct Cached<'a, S: Storage, T: Element> {
 pub enum Place<'a, S: Storage> {
     /// Token `t` is row `t`.
     Contiguous,
-    /// Token `t` is row `t % capacity`: only the last `capacity` tokens of a sequence are there, and earlier ones are seen by no query.
+    /// Token `t` is row `t % capacity`, `capacity` being the rows of a batch entry: only the last `capacity` tokens of a sequence are there, and earlier ones are seen by no query.
     Ring,
     /// Token `t` is row `t % page_size` of page `table[sequence, t / page_size]`.
     Paged {
@@ -62,7 +62,7 @@ pub enum Rows<'a, S: Storage, T: Element> {
     Int8 {
         /// `[..., key_heads, depth]`.
         values: View<'a, S, i8>,
-        /// `[..., key_heads]`, row-major: a number is its integer times the factor.
+        /// `[..., key_heads]`, row-major: a number is its integer times the factor, a product of `f32`.
         scales: Flat<'a, S, f32>,
     },
     /// Blocks of 32 numbers in 34 bytes: a factor as `f16`, little-endian, then 32 integers (`q8_0` of ggml).

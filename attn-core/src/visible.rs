@@ -46,6 +46,10 @@ impl<S: Storage> Default for Visible<'_, S> {
 }
 
 /// Where sequences begin and end. What lies outside of all of them is seen by nothing and sees nothing.
+///
+/// A query outside of all sequences gets zero, whatever [`FullyMasked`] says; its weights are 0, its statistics -inf and 0, and a sink has no part in
+/// it. For any other query there are no keys but those of its sequence: the mean that a fully masked row gets is one of their values. Under
+/// [`FullyMasked::Zero`] a row that sees nothing has the statistics -inf and 0 likewise.
 #[derive(Debug)]
 pub enum Sequences<'a, S: Storage> {
     /// Every batch entry is one sequence, padded at its end.
@@ -100,7 +104,7 @@ pub struct Segments<'a, S: Storage> {
     pub keys: Flat<'a, S, i32>,
 }
 
-/// A mask of whole blocks.
+/// A mask of whole blocks. Blocks are counted over the whole arrays, not from where a sequence begins.
 #[derive(Debug)]
 pub struct Blocks<'a, S: Storage> {
     /// A byte other than 0 lets the queries of a block see the keys of a block; broadcasts to

@@ -132,8 +132,8 @@ impl<T: Element> Kernels<T> for Loops {
         let (mut weights, mut statistics) = (asked.weights, asked.statistics);
         for row in problem.rows() {
             let solved = problem.solve(row);
-            for column in 0..shape.value_depth {
-                problem.set_out(&mut out, row, column, problem.output(row, &solved, column));
+            for (column, number) in problem.output(row, &solved).into_iter().enumerate() {
+                problem.set_out(&mut out, row, column, number);
             }
             if let Some(weights) = &mut weights {
                 problem.write(weights, row, &problem.stage(&solved, asked.stage));

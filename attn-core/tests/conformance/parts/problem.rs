@@ -578,15 +578,19 @@ impl<'a, T: Element> Problem<'a, T> {
         f64::from(u8::from(kept)) * multiplier
     }
 
-    pub(super) fn output(&self, row: RowOf, solved: &Solved, column: usize) -> f64 {
-        let mut sum = 0.0;
+    /// The columns of the output.
+    pub(super) fn output(&self, row: RowOf, solved: &Solved) -> Vec<f64> {
+        let mut sums = vec![0.0; self.shape.value_depth];
         for (n, key) in solved.keys.clone().enumerate() {
             let skipped = !solved.seen[n] && self.is_zero_if_blind();
             if !skipped || self.has(Fault::HiddenValuesTimesZero) {
-                sum += solved.weights[n] * self.factor(row, key) * self.value(row, key)[column];
+                let weight = solved.weights[n] * self.factor(row, key);
+                for (sum, value) in sums.iter_mut().zip(self.value(row, key)) {
+                    *sum += weight * value;
+                }
             }
         }
-        sum
+        sums
     }
 
     /// The weights, or scores at an earlier stage, of all keys.
