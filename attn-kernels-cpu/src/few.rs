@@ -7,7 +7,7 @@
 //! for each tile of keys:
 //!     s = q · kᵀ         [queries][KEYS], the keys transposed by squares of four
 //!     m, l, alpha, s -> p
-//!     o = o · alpha + p · v
+//!     o = (p · v) + o · alpha
 //! ```
 //!
 //! Every sum has the order that it has there: a score over the depth, a softmax sum over sixteen strided partials, an output
@@ -19,7 +19,7 @@ use crate::element::Stored;
 use crate::flash::Call;
 use crate::hidden::{Places, any_not_finite, clean};
 use crate::matrix::transpose_rows;
-use crate::micro::{ByRows, Tile, is_512_bits, load_row, multiply, store_row, zeros};
+use crate::micro::{ByRows, add_scaled, is_512_bits, multiply, store_row, zeros};
 use crate::scores::{Job, KEYS, tiles_of_keys};
 use crate::simd::{Lane, Simd, SimdBase, SimdFloat, Vector, lanes, load, splat};
 use crate::softmax::{PARTIALS, add_sink, exp, finite_or_zero};
@@ -602,19 +602,15 @@ impl<S: Simd, A: Lane> Panel<S, A> for Sums<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize, const V: usize>(&mut self, simd: S, row: usize, vector: usize) {
         let first = vector * lanes::<S, A>();
-        let mut acc: Tile<S, A, ROWS, V> = zeros::<S, A, ROWS, V>(simd);
-        for (i, acc) in acc.iter_mut().enumerate() {
-            let alpha = splat::<S, A>(simd, self.alpha[row + i]);
-            *acc = load_row::<S, A, V>(simd, &self.o[(row + i) * self.columns + first..]);
-            for acc in acc {
-                *acc *= alpha;
-            }
-        }
         let left = ByRows::<A, ROWS>::new(self.p, KEYS, row, self.keys);
         let right = &self.v[first.min(self.v.len())..];
-        let acc = multiply(simd, self.keys, &left, right, self.stride, acc);
-        for (i, acc) in acc.iter().enumerate() {
-            store_row::<S, A, V>(acc, &mut self.o[(row + i) * self.columns + first..]);
+        let acc = zeros::<S, A, ROWS, V>(simd);
+        let mut acc = multiply(simd, self.keys, &left, right, self.stride, acc);
+        for (i, acc) in acc.iter_mut().enumerate() {
+            let alpha = splat::<S, A>(simd, self.alpha[row + i]);
+            let out = &mut self.o[(row + i) * self.columns + first..];
+            add_scaled::<S, A, V>(simd, acc, out, [alpha; V]);
+            store_row::<S, A, V>(acc, out);
         }
     }
 }

@@ -6,7 +6,7 @@
 //!     s = k · qᵀ            [keys][queries], queries in lanes
 //!     s += bias, s = fill where masked
 //!     m, l, alpha, s -> p   online softmax down the lanes
-//!     o = o · alpha + vᵀ · p
+//!     o = (vᵀ · p) + o · alpha
 //! out = (o / l)ᵀ
 //! ```
 //!

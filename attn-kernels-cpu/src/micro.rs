@@ -238,6 +238,21 @@ pub(crate) fn load_row<S: Simd, A: Lane, const V: usize>(simd: S, from: &[A]) ->
     row
 }
 
+/// `acc += out · alpha` for a row of sums. After the products and not before: a sum over many keys is then one of tiles' sums, which are
+/// rounded less.
+#[inline(always)]
+pub(crate) fn add_scaled<S: Simd, A: Lane, const V: usize>(
+    simd: S,
+    acc: &mut [Vector<S, A>; V],
+    out: &[A],
+    alpha: [Vector<S, A>; V],
+) {
+    let before = load_row::<S, A, V>(simd, out);
+    for v in 0..V {
+        acc[v] = before[v].mul_add(alpha[v], acc[v]);
+    }
+}
+
 /// Loads a tile whose rows lie side by side. (Loops over chunks, since neither `array::from_fn` nor indexed loops are always
 /// inlined and unrolled, and the tile must stay in registers.)
 #[inline(always)]

@@ -1,8 +1,8 @@
 //! The three products of a pair of tiles. Queries lie in lanes, keys go down the rows.
 
 use crate::micro::{
-    Block, ByColumns, ByRows, Left, VECTORS, Window, load_row, load_tile, multiply, store_tile,
-    width, zeros,
+    Block, ByColumns, ByRows, Left, VECTORS, Window, add_scaled, load_row, load_tile, multiply,
+    store_tile, width, zeros,
 };
 use crate::scores::KEYS;
 use crate::simd::{Lane, Simd};
@@ -53,20 +53,18 @@ impl<S: Simd, A: Lane> Block<S> for Columns<'_, A> {
     #[inline(always)]
     fn run<const ROWS: usize>(&mut self, simd: S, first: usize) {
         let width = width::<S, A>();
-        let alpha = load_row::<S, A, VECTORS>(simd, self.alpha);
         let out = &mut self.out[first * width..][..ROWS * width];
-        let mut acc = load_tile::<S, A, ROWS>(simd, out);
-        for row in &mut acc {
-            for (value, alpha) in row.iter_mut().zip(alpha) {
-                *value *= alpha;
-            }
-        }
         let left = ByColumns {
             matrix: self.rows,
             stride: self.depth,
             first,
         };
-        let acc = multiply(simd, self.keys, &left, self.lanes, width, acc);
+        let acc = zeros::<S, A, ROWS, VECTORS>(simd);
+        let mut acc = multiply(simd, self.keys, &left, self.lanes, width, acc);
+        let alpha = load_row::<S, A, VECTORS>(simd, self.alpha);
+        for (acc, out) in acc.iter_mut().zip(out.chunks_exact(width)) {
+            add_scaled::<S, A, VECTORS>(simd, acc, out, alpha);
+        }
         store_tile::<S, A, ROWS>(acc, out);
     }
 }
