@@ -58,11 +58,12 @@ pub(super) fn sum(values: impl Iterator<Item = f64>) -> Pair {
 
 /// One query and the scores of its keys.
 pub(super) struct Row<'a> {
-    /// `q · k` for every key of the line, from [`dot`].
-    pub(super) products: Vec<Pair>,
-    pub(super) scale: f64,
-    pub(super) line: &'a Line,
-    pub(super) maths: &'a Maths,
+    /// The products with the scale.
+    scaled: Vec<Pair>,
+    /// The hyperbolic tangents of a softcap.
+    tanh: Vec<Pair>,
+    line: &'a Line,
+    maths: &'a Maths,
 }
 
 /// What softmax makes of a row.
@@ -74,11 +75,33 @@ pub(super) struct Softmax {
     pub(super) statistics: Option<[f64; 2]>,
 }
 
-impl Row<'_> {
+impl<'a> Row<'a> {
+    /// `products` are `q · k` for every key of the line, from [`dot`].
+    pub(super) fn new(
+        products: impl Iterator<Item = Pair>,
+        scale: f64,
+        line: &'a Line,
+        maths: &'a Maths,
+    ) -> Self {
+        let scaled: Vec<Pair> = products.map(|product| product.scaled(scale)).collect();
+        let tanh = match line.softcap {
+            Some(cap) => (scaled.iter())
+                .map(|score| score.divided(cap.into()).tanh())
+                .collect(),
+            None => Vec::new(),
+        };
+        Self {
+            scaled,
+            tanh,
+            line,
+            maths,
+        }
+    }
+
     /// The weights of the row. A row that sees nothing weighs all keys alike (Flax) or none (ONNX, PyTorch), unless a sink has a score.
     pub(super) fn softmax(&self) -> Softmax {
         let line = self.line;
-        let scores: Vec<Option<Pair>> = (0..self.products.len())
+        let scores: Vec<Option<Pair>> = (0..self.scaled.len())
             .map(|key| line.seen[key].then(|| self.score(key)))
             .collect();
         let sink = line.sink.unwrap_or(f64::NEG_INFINITY);
@@ -110,24 +133,19 @@ impl Row<'_> {
 
     /// The product with the scale.
     pub(super) fn scaled(&self, key: usize) -> Pair {
-        self.products[key].scaled(self.scale)
+        self.scaled[key]
     }
 
     /// After the softcap.
     pub(super) fn capped(&self, key: usize) -> Pair {
-        let scaled = self.scaled(key);
-        self.line
-            .softcap
-            .map_or(scaled, |cap| scaled.divided(cap.into()).tanh().scaled(cap))
+        let cap = self.line.softcap;
+        cap.map_or(self.scaled[key], |cap| self.tanh[key].scaled(cap))
     }
 
     /// What the softcap's slope is at a score.
-    fn slope(&self, key: usize) -> Pair {
-        let one = Pair::from(1.0);
-        self.line.softcap.map_or(one, |cap| {
-            let tanh = self.scaled(key).divided(cap.into()).tanh();
-            one.add(tanh.times(tanh).scaled(-1.0))
-        })
+    fn slope(&self, key: usize) -> Option<Pair> {
+        let tanh = self.tanh.get(key)?;
+        Some(Pair::from(1.0).add(tanh.times(*tanh).scaled(-1.0)))
     }
 
     /// With all that is added.

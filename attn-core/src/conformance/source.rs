@@ -50,8 +50,9 @@ impl<T: Element> Tokens<'_, T> {
     fn read(&self, rows: &Rows<'_, Host, T>) -> Result<Vec<Vec<f64>>> {
         let depth = rows.shape("cache")?.last().copied().unwrap_or(0);
         let mut all = vec![vec![0.0; depth]; self.shape.key_length];
-        for token in self.cached.first_token(self.tokens)..self.tokens {
-            all[token] = self.row(rows, self.cached.row_of(self.shape, self.batch, token))?;
+        let first = self.cached.first_token(self.tokens);
+        for (token, row) in all.iter_mut().enumerate().take(self.tokens).skip(first) {
+            *row = self.row(rows, self.cached.row_of(self.shape, self.batch, token))?;
         }
         Ok(all)
     }

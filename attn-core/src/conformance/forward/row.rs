@@ -54,12 +54,9 @@ impl<'a> Row<'a> {
 
     pub(super) fn truth(&self) -> Truth {
         let product = |key: &Vec<f64>| oracle::dot(self.query.iter().copied(), key.iter().copied());
-        let row = oracle::Row {
-            products: self.keys.iter().map(product).collect(),
-            scale: self.case.scale.factor(self.case.depth, self.maths.sqrt),
-            line: self.line,
-            maths: self.maths,
-        };
+        let scale = self.case.scale.factor(self.case.depth, self.maths.sqrt);
+        let products = self.keys.iter().map(product);
+        let row = oracle::Row::new(products, scale, self.line, self.maths);
         let at = |stage: Stage, score: &dyn Fn(usize) -> Pair| -> Vec<f64> {
             match self.case.stage == stage {
                 true => (0..self.keys.len()).map(|key| score(key).value()).collect(),

@@ -74,9 +74,9 @@ fn takes_no_part<T: Element>(
     let mut outside = vec![false; shape.query_length];
     let mut seen = vec![false; shape.key_length];
     for head in (0..shape.num_heads).filter(|&head| shape.key_head(head) == key_head) {
-        for query in 0..shape.query_length {
+        for (query, outside) in outside.iter_mut().enumerate() {
             let line = rows.line(batch * shape.num_heads + head, query);
-            outside[query] |= line.is_outside;
+            *outside |= line.is_outside;
             for (sees, key) in line.seen.iter().zip(line.keys) {
                 seen[key] |= *sees;
             }

@@ -29,12 +29,8 @@ impl<'a> Gradients<'a> {
         };
         for (query, line) in zip(&matrix.queries, &matrix.lines) {
             let product = |key: &Vec<f64>| dot(query.iter().copied(), key.iter().copied());
-            let row = Row {
-                products: matrix.keys[line.keys.clone()].iter().map(product).collect(),
-                scale: this.scale,
-                line,
-                maths,
-            };
+            let products = matrix.keys[line.keys.clone()].iter().map(product);
+            let row = Row::new(products, this.scale, line, maths);
             this.push_row(&row);
         }
         this
@@ -101,11 +97,13 @@ fn score_row(matrix: &Matrix, query: usize, scores: &Row<'_>, weights: &[f64]) -
     row.mean = mean.value();
     for (i, key) in line.keys.clone().enumerate().filter(|(i, _)| line.seen[*i]) {
         let d_score = d_weights[i].add(mean.scaled(-1.0)).scaled(weights[i]);
-        let (parts, slope) = ([first[i], mean.scaled(weights[i])], scores.slope(i));
+        let parts = [first[i], mean.scaled(weights[i])];
+        // Without a softcap the slope is 1.
+        let through = |d: Pair| scores.slope(i).map_or(d, |slope| d.times(slope)).value();
         row.d_scores[key] = d_score.value();
-        row.d_products[key] = d_score.times(slope).value();
+        row.d_products[key] = through(d_score);
         row.parts[key] = parts.map(Pair::value);
-        row.product_parts[key] = parts.map(|part| part.times(slope).value());
+        row.product_parts[key] = parts.map(through);
     }
     row
 }

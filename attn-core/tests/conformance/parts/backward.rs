@@ -141,7 +141,7 @@ impl Gradients {
         d_out: &[f64],
     ) {
         let key_head = problem.key_head(row.head);
-        let first_of_group = row.head % (shape.num_heads / shape.key_heads) == 0;
+        let first_of_group = row.head.is_multiple_of(shape.num_heads / shape.key_heads);
         let alone = problem.has(Fault::LastOfTheGroup) && !first_of_group;
         let met = |n: usize| solved.seen[n] || !problem.is_zero_if_blind();
         let keys = || solved.keys.clone().enumerate().filter(|(n, _)| met(*n));
@@ -172,9 +172,9 @@ impl Gradients {
             let slope = slope(problem, solved.tanh[n]);
             let d_product = d_score * slope * problem.scale();
             let of_key = problem.key(row, key);
-            for column in 0..shape.depth {
+            for (column, of_key) in of_key.iter().enumerate() {
                 let query = [row.batch, row.query, row.head, column];
-                *self.query.at(query) += d_product * of_key[column];
+                *self.query.at(query) += d_product * of_key;
                 let view = &problem.call.query;
                 let of_query = view.buf()[at(view.layout(), query)].to_f64();
                 if !alone {
