@@ -77,7 +77,7 @@ pub(crate) fn power(ln_base: [f64; 2], numerator: usize, denominator: usize) -> 
     exp(-quotient, -rest)
 }
 
-/// `e^(high + low)` with `low` at most a unit in the last place of `high`, within 1 unit in the last place.
+/// `e^(high + low)` with `low` at most a unit in the last place of `high`, within 0.6 units in the last place.
 fn exp(high: f64, low: f64) -> f64 {
     let n = high * core::f64::consts::LOG2_E + ROUND - ROUND;
     let [r, r_low] = sum(high - n * LN_2[0], low - n * LN_2[1]);
@@ -86,7 +86,8 @@ fn exp(high: f64, low: f64) -> f64 {
     for k in (2..=15).rev() {
         series = (series * r + 1.0) / f64::from(k);
     }
-    let power = 1.0 + (r + (r_low + r * r * series));
+    let [power, rest] = sum(1.0, r);
+    let power = power + (rest + (r_low + r * r * series));
     // In two steps, since 2^n alone need not be a normal number.
     let half = (n / 2.0) as i64;
     let scale = |n: i64| f64::from_bits(((1023 + n) as u64) << 52);

@@ -32,11 +32,11 @@ impl<S: Storage, T: Element> Copy for Partial<'_, S, T> {}
 /// Attention over all keys from parts of them.
 ///
 /// A part that saw no key of a row, with `l = 0`, adds nothing to it, whatever its output and `m` hold. Where all are such, the output is 0 and the
-/// statistics are `(-inf, 0)`. A NaN in `m` or `l` of a part that counts, or an infinite `m` (where the largest scores are infinite their differences are not
-/// numbers), makes the row's output and statistics NaN; so does a NaN in an output, but in its own column alone.
+/// statistics are `(-inf, 0)`. Among the parts that count, a NaN in `m` or `l`, or a largest `m` that is infinite (the difference of infinite scores is no
+/// number), makes the row's output and statistics NaN; a NaN in an output makes its own column NaN.
 ///
-/// One part alone gives its own bits. The order of the parts matters to the last bits, nothing else does. Dropout is no obstacle: statistics are those
-/// before it.
+/// One part alone gives its own bits. The order of the parts matters to the last bits. Dropout is no obstacle: statistics are those before it. Attention
+/// sinks must take part in one part only.
 #[derive(Debug)]
 pub struct Merge<'a, S: Storage, T: Element> {
     /// The parts, one at least.
