@@ -3,7 +3,7 @@
 use super::{MATHS, REFERENCE, next_up};
 use attn_core::conformance::{Group, run};
 use attn_core::{
-    Attention, AttentionBackward, AttentionShape, Backend, Dims, Element, Error, Flat, Host,
+    Attention, AttentionBackward, AttentionShape, Backend, Element, Error, Flat, Host,
     HostView, HostViewMut, Kernels, Merge, NormalizeBackward, Pairing, Partial, Positions,
     Projection, ProjectionBackward, RotaryScaling, RotaryTable, Rotate, bf16, f16,
 };
