@@ -33,10 +33,7 @@ fn product(a: f64, b: f64) -> [f64; 2] {
     };
     let product = a * b;
     let ([a1, a2], [b1, b2]) = (split(a), split(b));
-    [
-        product,
-        ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2,
-    ]
+    [product, ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2]
 }
 
 /// `ln(x)` of a normal number above 0 as an unevaluated sum of two, within 2^-58 of it.
@@ -187,15 +184,23 @@ mod tests {
 
     #[test]
     fn logarithms_and_powers_are_right_to_a_unit() {
-        for x in [1e-300, 0.1, 0.999, 1.0, 1.001, 1.5, 2.0, 1e4, 5e5, 1e6, 1e300] {
+        for x in [
+            1e-300, 0.1, 0.999, 1.0, 1.001, 1.5, 2.0, 1e4, 5e5, 1e6, 1e300,
+        ] {
             let [high, low] = ln(x);
-            assert!((high - x.ln()).abs() <= high.abs() * f64::EPSILON, "ln {x}: {high}");
+            assert!(
+                (high - x.ln()).abs() <= high.abs() * f64::EPSILON,
+                "ln {x}: {high}"
+            );
             assert!(low.abs() <= high.abs() * f64::EPSILON, "ln {x}: {low}");
         }
         // Exponents that are sums of powers of 2 have exact powers beside them.
         for base in [1.5f64, 2.0, 1e4, 5e5, 1e300] {
             assert!(units(power(ln(base), 1, 1), 1.0 / base) <= 1.0, "{base}");
-            assert!(units(power(ln(base), 2, 4), 1.0 / base.sqrt()) <= 1.5, "{base}");
+            assert!(
+                units(power(ln(base), 2, 4), 1.0 / base.sqrt()) <= 1.5,
+                "{base}"
+            );
             assert_eq!(power(ln(base), 0, 64), 1.0);
         }
     }

@@ -83,11 +83,7 @@ impl<S: Storage, T: Element> Merge<'_, S, T> {
         let statistics = Dims::new(batch)?.concat(&[*heads, *length, 2])?;
         for part in self.parts {
             same("output of a part", part.out.shape(), out)?;
-            same(
-                "statistics of a part",
-                part.statistics.shape(),
-                statistics,
-            )?;
+            same("statistics of a part", part.statistics.shape(), statistics)?;
         }
         if let Some(merged) = &self.statistics {
             same("statistics", merged.shape(), statistics)?;

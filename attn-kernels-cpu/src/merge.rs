@@ -7,7 +7,7 @@ use crate::cpu::Cpu;
 use crate::element::Stored;
 use crate::simd::{Kernel, Simd, SimdBase, SimdFloat, lanes, load, splat};
 use attn_core::merge::MergeShape;
-use attn_core::{Element, Host, Merge, Partial, Result};
+use attn_core::{Element, Host, Layout, Merge, Partial, Result};
 
 /// Columns that are worked on at a time: a multiple of every vector's lanes.
 const CHUNK: usize = 64;
@@ -17,6 +17,9 @@ pub(crate) fn merge<T: Stored>(cpu: &Cpu, call: Merge<'_, Host, T>) -> Result<()
     contiguous_columns("output", call.out.layout())?;
     for part in call.parts {
         contiguous_columns("output of a part", part.out.layout())?;
+    }
+    if [shape.batch, shape.length, shape.heads].contains(&0) {
+        return Ok(());
     }
     cpu.level().dispatch(Merging { shape, call });
     Ok(())
@@ -59,18 +62,18 @@ struct Row {
 impl Row {
     /// Index of its first element in an output, `[batch..., length, heads, value_depth]`.
     #[inline(always)]
-    fn of_output(&self, layout: &attn_core::Layout) -> usize {
+    fn of_output(&self, layout: &Layout) -> usize {
         self.at(layout, [self.query, self.head])
     }
 
     /// Index of its first element in statistics, `[batch..., heads, length, 2]`.
     #[inline(always)]
-    fn of_statistics(&self, layout: &attn_core::Layout) -> usize {
+    fn of_statistics(&self, layout: &Layout) -> usize {
         self.at(layout, [self.head, self.query])
     }
 
     #[inline(always)]
-    fn at(&self, layout: &attn_core::Layout, [a, b]: [usize; 2]) -> usize {
+    fn at(&self, layout: &Layout, [a, b]: [usize; 2]) -> usize {
         let axes = layout.shape().rank() - 3;
         let strides = layout.strides();
         layout.base(axes, self.entry) + a * strides[axes] + b * strides[axes + 1]

@@ -8,7 +8,7 @@ use crate::cpu::Cpu;
 use crate::element::Stored;
 use crate::simd::{Kernel, Lane, Simd, SimdBase, SimdFloat, Vector, lanes, load};
 use attn_core::rotary::{Frequencies, RotateShape};
-use attn_core::{Host, HostViewMut, Layout, Pairing, Positions, Result, Rotate, RotaryTable};
+use attn_core::{Host, HostViewMut, Layout, Pairing, Positions, Result, RotaryTable, Rotate};
 
 /// Pairs that are worked on at a time: a multiple of every vector's lanes.
 const CHUNK: usize = 64;
@@ -18,6 +18,9 @@ pub(crate) fn rotate<T: Stored>(cpu: &Cpu, call: Rotate<'_, Host, T>) -> Result<
     let layout = *call.x.layout();
     contiguous_columns("x", &layout)?;
     call.check_ids(&shape)?;
+    if layout.shape().contains(&0) {
+        return Ok(());
+    }
     let angles = match call.table {
         Some(table) => Angles::Table(table),
         None => Angles::Computed(call.rotary.frequencies(shape.depth)?),
@@ -178,7 +181,8 @@ fn turn_pairs<S: Simd, A: Lane>(
         let range = first..first + lanes;
         let of = |from: &[A; CHUNK]| -> Vector<S, A> { load::<S, A>(simd, &from[range.clone()]) };
         let (cos, sin, x, y) = (of(&turn.cos), of(&turn.sin), of(a), of(b));
-        x.mul_add(cos, -(y * sin)).store_slice(&mut a[range.clone()]);
+        x.mul_add(cos, -(y * sin))
+            .store_slice(&mut a[range.clone()]);
         y.mul_add(cos, x * sin).store_slice(&mut b[range]);
     }
 }

@@ -89,7 +89,9 @@ fn merge_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>(
     backend: &B,
     parts: &[PartialAttention],
 ) -> Result<PartialAttention> {
-    let shapes = parts.first().map(|part| [part.out.shape(), part.statistics.shape()]);
+    let shapes = parts
+        .first()
+        .map(|part| [part.out.shape(), part.statistics.shape()]);
     let [out, statistics] = shapes.unwrap_or([&Dims::SCALAR; 2]);
     let mut out = Tensor::zeros(T::SCALAR, out)?;
     let mut statistics = Tensor::zeros(<T::Acc as Scalar>::SCALAR, statistics)?;

@@ -147,7 +147,10 @@ pub(crate) fn rotate<B: HostKernels>(
     x: Tensor,
     turning: &Turning<'_>,
 ) -> Result<Tensor> {
-    let dtype = x.scalar().float().ok_or(Error::NotInexact { got: x.scalar() })?;
+    let dtype = x
+        .scalar()
+        .float()
+        .ok_or(Error::NotInexact { got: x.scalar() })?;
     with_dtype!(dtype, rotate_as(backend, x, turning))
 }
 

@@ -7,8 +7,8 @@ use crate::plan::Plan;
 use crate::residuals::{AnyResidualBuffers, ResidualBuffers};
 use crate::scratch::{AnyScratch, Scratch};
 use crate::typed::{
-    AnyMultiHeadDotProductAttention, EPSILON, MultiHeadDotProductAttentionOf, Pass, Turn, matrix, read,
-    whole,
+    AnyMultiHeadDotProductAttention, EPSILON, MultiHeadDotProductAttentionOf, Pass, Turn, matrix,
+    read, whole,
 };
 use attn_core::{
     AnyView, AnyViewMut, Attention, AttentionBackward, Element, Kernels, Layout, NormalizeBackward,

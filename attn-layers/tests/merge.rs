@@ -56,7 +56,12 @@ impl World {
     }
 
     /// Attention over the keys `from..to`.
-    fn attend<B: HostKernels>(&self, backend: &B, keys: [usize; 2], masked: bool) -> PartialAttention {
+    fn attend<B: HostKernels>(
+        &self,
+        backend: &B,
+        keys: [usize; 2],
+        masked: bool,
+    ) -> PartialAttention {
         let key = Self::part(&self.key, 1, keys);
         let value = Self::part(&self.value, 1, keys);
         let mask = Self::part(&self.mask, 1, keys);
@@ -65,7 +70,12 @@ impl World {
         partial_attention(backend, &arguments, value.view()).unwrap()
     }
 
-    fn merged<B: HostKernels>(&self, backend: &B, cuts: &[usize], masked: bool) -> PartialAttention {
+    fn merged<B: HostKernels>(
+        &self,
+        backend: &B,
+        cuts: &[usize],
+        masked: bool,
+    ) -> PartialAttention {
         let parts: Vec<PartialAttention> = cuts
             .windows(2)
             .map(|ends| self.attend(backend, [ends[0], ends[1]], masked))
@@ -102,7 +112,12 @@ fn parts_of_the_keys_give_the_whole() {
             for cuts in CUTS {
                 let got = world.merged(&Cpu::detect(), cuts, masked).out;
                 let plainly = world.merged(&plain(), cuts, masked).out;
-                assert_close(&format!("{dtype} {cuts:?} {masked}"), &got, &plainly, &truth);
+                assert_close(
+                    &format!("{dtype} {cuts:?} {masked}"),
+                    &got,
+                    &plainly,
+                    &truth,
+                );
             }
         }
     }
@@ -131,7 +146,10 @@ fn one_part_has_its_own_bits_and_merges_again() {
 #[test]
 fn what_does_not_fit_is_a_typed_error() {
     let (world, cpu) = (World::new(DType::F32), Cpu::detect());
-    assert!(matches!(merge_attention(&cpu, &[]), Err(Error::Zero { .. })));
+    assert!(matches!(
+        merge_attention(&cpu, &[]),
+        Err(Error::Zero { .. })
+    ));
     let part = world.attend(&cpu, [0, 4], false);
     let other = PartialAttention {
         out: World::part(&part.out, 1, [0, 3]),

@@ -141,7 +141,10 @@ fn gradients_of_the_layer(
         let moved = x.to_vec_f64().into_iter().zip(direction.to_vec_f64());
         let moved = moved.map(|(x, d)| x + step * d);
         let moved = Tensor::from_f64s(ScalarType::F64, x.shape(), moved).unwrap();
-        let out = layer.apply(&cpu, &source, Call::new(moved.view())).unwrap().out;
+        let out = layer
+            .apply(&cpu, &source, Call::new(moved.view()))
+            .unwrap()
+            .out;
         let terms = out.to_vec_f64().into_iter().zip(weights.to_vec_f64());
         terms.map(|(y, w)| y * w).sum()
     };
@@ -150,13 +153,20 @@ fn gradients_of_the_layer(
     let (_, residuals) = layer.forward(&cpu, &source, call).unwrap();
     let gradients = layer.backward(&cpu, &residuals, weights.view()).unwrap();
     let gradient = gradients.d_inputs_q.unwrap().to_vec_f64();
-    let got: f64 = gradient.iter().zip(direction.to_vec_f64()).map(|(g, d)| g * d).sum();
+    let got: f64 = gradient
+        .iter()
+        .zip(direction.to_vec_f64())
+        .map(|(g, d)| g * d)
+        .sum();
     let (coarse, fine) = (slope(2.0 * step), slope(step));
     // Richardson's value, off by less than what the halved step changed; and the rounding of two sums of 120 outputs over the step.
     let wanted = fine + (fine - coarse) / 3.0;
     let rounding = 120.0 * 1e3 * f64::EPSILON / step;
     let allowed = (fine - coarse).abs() + rounding;
-    prop_assert!((got - wanted).abs() <= allowed, "{got}, wanted {wanted}, allowed {allowed:e}");
+    prop_assert!(
+        (got - wanted).abs() <= allowed,
+        "{got}, wanted {wanted}, allowed {allowed:e}"
+    );
     Ok(())
 }
 
@@ -200,7 +210,10 @@ fn transparent() -> (MultiHeadDotProductAttention<'static>, Parameters) {
         ("out/kernel", [2, 6, 12]),
     ] {
         let ones = (0..144).map(|n| f64::from(u8::from(n / 12 == n % 12)));
-        params.set(name, Tensor::from_f64s(ScalarType::F32, &shape, ones).unwrap());
+        params.set(
+            name,
+            Tensor::from_f64s(ScalarType::F32, &shape, ones).unwrap(),
+        );
     }
     let layer = MultiHeadDotProductAttention {
         use_bias: false,
@@ -235,14 +248,20 @@ fn the_layer_turns_queries_and_keys_and_no_values() {
     let (layer, params) = transparent();
     let x = Numbers(7).tensor(ScalarType::F32, &[9, 12], 1.0);
     let source = params.source();
-    let got = layer.apply(&Cpu::detect(), &source, Call::new(x.view())).unwrap().out;
+    let got = layer
+        .apply(&Cpu::detect(), &source, Call::new(x.view()))
+        .unwrap()
+        .out;
     let rotary = layer.rotary.unwrap();
     assert_eq!(got, by_hand(&x, rotary, false));
     let plain = MultiHeadDotProductAttention {
         rotary: None,
         ..layer
     };
-    let plain = plain.apply(&Cpu::detect(), &source, Call::new(x.view())).unwrap().out;
+    let plain = plain
+        .apply(&Cpu::detect(), &source, Call::new(x.view()))
+        .unwrap()
+        .out;
     assert_ne!(got, plain);
 }
 
@@ -288,7 +307,9 @@ fn what_does_not_fit_is_a_typed_error() {
     let source = params.source();
     let mut apply = |rotary: Rotary| {
         layer.rotary = Some(rotary);
-        layer.apply(&Cpu::detect(), &source, Call::new(x.view())).unwrap_err()
+        layer
+            .apply(&Cpu::detect(), &source, Call::new(x.view()))
+            .unwrap_err()
     };
     let part = |dim| Rotary {
         rotary_dim: Some(dim),
@@ -309,5 +330,15 @@ fn what_does_not_fit_is_a_typed_error() {
     let one = Tensor::from_slice(&[1.0f32], &[1, 1]).unwrap();
     let arguments = arguments.with_table(Some([one.view(), one.view()]));
     let result = rotary_embedding(&Cpu::detect(), &arguments);
-    assert!(matches!(result, Err(Error::Entry { got: 1, most: 0, .. })), "{result:?}");
+    assert!(
+        matches!(
+            result,
+            Err(Error::Entry {
+                got: 1,
+                most: 0,
+                ..
+            })
+        ),
+        "{result:?}"
+    );
 }

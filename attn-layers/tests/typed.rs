@@ -11,8 +11,7 @@ use attn_layers::{
     Call, DType, DecodeCache, Dense, Dims, Error, FullyMasked, HostKernels, HostView, HostViewMut,
     Inputs, MultiHeadDotProductAttentionF16, MultiHeadDotProductAttentionF32,
     MultiHeadDotProductAttentionOf, OnFull, OwnedScratch, Params, Plan, Result, Rotary,
-    RotaryTable, ScalarType,
-    Scratch, bf16, f16,
+    RotaryTable, ScalarType, Scratch, bf16, f16,
 };
 use support::{Numbers, Parameters, Sizes, layer, plain};
 
@@ -120,7 +119,12 @@ where
         rotary_dim: Some(2),
         ..Rotary::new()
     });
-    for (batch, rotary) in [(&[][..], None), (&[2], None), (&[2, 3], None), (&[2, 3], turning)] {
+    for (batch, rotary) in [
+        (&[][..], None),
+        (&[2], None),
+        (&[2, 3], None),
+        (&[2, 3], turning),
+    ] {
         let mut world = World::<T>::new(CROSS, batch, [4, 5]);
         world.layer.rotary = rotary;
         let mask = Numbers(9).tensor(ScalarType::Bool, &[4, 5], 1.0);
@@ -318,7 +322,10 @@ where
     let head_dim = cache_shape[cache_shape.len() - 1];
     let turns = world.layer.rotary.filter(|_| counts.len() > 1);
     let entries = turns.map_or(0, |_| positions * head_dim / 2);
-    let [mut cos, mut sin] = [vec![T::Acc::default(); entries], vec![T::Acc::default(); entries]];
+    let [mut cos, mut sin] = [
+        vec![T::Acc::default(); entries],
+        vec![T::Acc::default(); entries],
+    ];
     if let Some(rotary) = turns {
         rotary.fill_table(head_dim, 0, &mut cos, &mut sin)?;
     }

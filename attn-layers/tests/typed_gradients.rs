@@ -11,8 +11,8 @@ use attn_layers::{
     AnyGradientBuffers, AnyInputs, AnyMultiHeadDotProductAttention, AnyParams, AnyResidualBuffers,
     AnyScratch, Call, Dense, DenseGradientBuffers, Error, GradientBuffers, Gradients, HostKernels,
     HostView, HostViewMut, InputGradients, Inputs, MultiHeadDotProductAttention,
-    MultiHeadDotProductAttentionOf, OwnedResiduals, OwnedScratch, ParamSource, Params, Plan,
-    Pairing, Result, Rotary, RotaryScaling, ScalarType, bf16, f16,
+    MultiHeadDotProductAttentionOf, OwnedResiduals, OwnedScratch, Pairing, ParamSource, Params,
+    Plan, Result, Rotary, RotaryScaling, ScalarType, bf16, f16,
 };
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;

@@ -17,7 +17,8 @@ use alloc::format;
 use alloc::vec::Vec;
 
 const BATCH: usize = 2;
-const LENGTH: usize = 23;
+/// So many rows that the largest error of plain arithmetic is known for sums of every size.
+const LENGTH: usize = 67;
 const HEADS: usize = 3;
 
 /// What rows have seen.
@@ -58,7 +59,10 @@ pub(super) fn merge<T: Element, B: OnHost<T>>(
     if report.refused == 0 {
         report.cases += exact::run::<T, B>(backend)?;
     } else if report.refused < report.cases {
-        return Err(Failure::new("merge", "some cases are refused, others are not"));
+        return Err(Failure::new(
+            "merge",
+            "some cases are refused, others are not",
+        ));
     }
     Ok(report)
 }
@@ -120,7 +124,7 @@ impl Case {
             .map(|_| match (self.kind, numbers.uniform() < 0.3) {
                 (Kind::Empty, true) => [f64::NEG_INFINITY, 0.0],
                 (Kind::Filled, true) => [plain::lowest::<T::Acc>(), 7.0],
-                _ => [self.size * numbers.normal(), 1.0 + 30.0 * numbers.uniform()],
+                _ => [self.size * numbers.normal(), 8.0 + 24.0 * numbers.uniform()],
             })
             .collect();
         let mut entries = statistics.iter().flatten();
@@ -214,7 +218,8 @@ impl Case {
             let [batch, head, query] = [row / LENGTH / HEADS, row / LENGTH % HEADS, row % LENGTH];
             let first = ((batch * LENGTH + query) * HEADS + head) * self.value_depth;
             for column in 0..self.value_depth {
-                let value = |out: &Placed<T>| out.buffer[out.layout.base(4, first + column)].to_f64();
+                let value =
+                    |out: &Placed<T>| out.buffer[out.layout.base(4, first + column)].to_f64();
                 let values = || {
                     let seen = arrays.iter().zip(&statistics);
                     seen.map(|(part, [_, l])| if *l == 0.0 { 0.0 } else { value(&part.out) })
@@ -245,7 +250,13 @@ impl Exact {
             false => 0.0,
         };
         let total = sum(parts.iter().map(share)).value();
-        let weight = |part| if total > 0.0 { share(part) / total } else { 0.0 };
+        let weight = |part| {
+            if total > 0.0 {
+                share(part) / total
+            } else {
+                0.0
+            }
+        };
         Self {
             weights: parts.iter().map(weight).collect(),
             largest,

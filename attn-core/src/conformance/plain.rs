@@ -147,9 +147,7 @@ pub(super) fn merged<T: Element>(parts: &[[f64; 2]], maths: &Maths) -> (Vec<f64>
     let largest = seen().map(|[m, _]| *m).fold(f64::NEG_INFINITY, f64::max);
     let share = |[m, l]: &[f64; 2]| match *l == 0.0 {
         true => 0.0,
-        false => {
-            round::<T::Acc>(round::<T::Acc>((maths.exp)(round::<T::Acc>(m - largest))) * l)
-        }
+        false => round::<T::Acc>(round::<T::Acc>((maths.exp)(round::<T::Acc>(m - largest))) * l),
     };
     let total = accumulate::<T>(parts.iter().map(share));
     let weight = |part| match total == 0.0 {

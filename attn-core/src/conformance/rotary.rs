@@ -11,9 +11,7 @@ use super::properties::{Broken, OnHost};
 use super::verdict::{Comparison, Failure, Place, Report};
 use crate::dtype::Element;
 use crate::error::Error;
-use crate::rotary::{
-    MAX_POSITION, Pairing, Positions, Rotary, RotaryScaling, RotaryTable, Rotate,
-};
+use crate::rotary::{MAX_POSITION, Pairing, Positions, Rotary, RotaryScaling, RotaryTable, Rotate};
 use crate::view::Flat;
 use alloc::format;
 use alloc::string::String;
@@ -56,7 +54,10 @@ pub(super) fn rotate<T: Element, B: OnHost<T>>(backend: &B) -> Result<Report, Fa
     if report.refused == 0 {
         report.cases += exact::run::<T, B>(backend)?;
     } else if report.refused < report.cases {
-        return Err(Failure::new("rotate", "some cases are refused, others are not"));
+        return Err(Failure::new(
+            "rotate",
+            "some cases are refused, others are not",
+        ));
     }
     Ok(report)
 }

@@ -283,6 +283,9 @@ mod tests {
             scaling: RotaryScaling::yarn(2.0, 100),
             ..Rotary::new()
         };
-        assert!(flat.frequencies(8).is_err(), "a ramp over equal frequencies");
+        assert!(
+            flat.frequencies(8).is_err(),
+            "a ramp over equal frequencies"
+        );
     }
 }

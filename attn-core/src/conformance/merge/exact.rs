@@ -109,8 +109,14 @@ fn parts_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Br
     let right = (out, statistics);
     let wrong: [(Shapes<'_>, &dyn Fn(&Error) -> bool); 8] = [
         ((&[], out, statistics), &zero),
-        ((&[right, (&[2, 5, 3, 3], statistics)], out, statistics), &shape),
-        ((&[right, (&[5, 3, 4], statistics)], out, statistics), &shape),
+        (
+            (&[right, (&[2, 5, 3, 3], statistics)], out, statistics),
+            &shape,
+        ),
+        (
+            (&[right, (&[5, 3, 4], statistics)], out, statistics),
+            &shape,
+        ),
         ((&[right, (out, &[2, 5, 3, 2])], out, statistics), &shape),
         ((&[(out, &[2, 3, 5, 1]), right], out, statistics), &shape),
         ((&[right], &[2, 5, 4, 3], statistics), &shape),

@@ -60,8 +60,11 @@ impl Angles {
     /// Cosine and sine of a pair at a position, times the factor.
     pub(in super::super) fn at(&self, pair: usize, position: usize) -> [f64; 2] {
         let angle = self.frequencies[pair].scaled(position as f64);
-        cos_sin(self.precision.of(angle))
-            .map(|x| self.precision.of(self.precision.of(x).times(self.factor)).value())
+        cos_sin(self.precision.of(angle)).map(|x| {
+            self.precision
+                .of(self.precision.of(x).times(self.factor))
+                .value()
+        })
     }
 }
 
@@ -165,8 +168,7 @@ impl Formula<'_> {
             } => factor.into(),
             RotaryScaling::Yarn { factor, .. } => {
                 let tenth = Pair::from(1.0).over(10.0.into());
-                self.precision
-                    .of(ln(factor).times(tenth).add(1.0.into()))
+                self.precision.of(ln(factor).times(tenth).add(1.0.into()))
             }
             _ => 1.0.into(),
         }

@@ -21,7 +21,10 @@ pub(super) fn run<T: Element, B: OnHost<T>>(backend: &B) -> Result<usize, Failur
             ("position ids", ids_that_follow::<T, B>),
             ("a table that was filled", filled_tables::<T, B>),
             ("position 0", position_0::<T, B>),
-            ("a rotation that does not fit", calls_that_do_not_fit::<T, B>),
+            (
+                "a rotation that does not fit",
+                calls_that_do_not_fit::<T, B>,
+            ),
         ],
     )
 }
@@ -45,7 +48,10 @@ fn case(pairing: Pairing) -> Case {
 const PAIRINGS: [Pairing; 2] = [Pairing::HalfSplit, Pairing::Interleaved];
 
 fn same<T: Element>(what: impl Debug, got: &[T], wanted: &[T]) -> Result<(), Broken> {
-    let (got, wanted) = (bytemuck::cast_slice::<T, u8>(got), bytemuck::cast_slice(wanted));
+    let (got, wanted) = (
+        bytemuck::cast_slice::<T, u8>(got),
+        bytemuck::cast_slice(wanted),
+    );
     match got == wanted {
         true => Ok(()),
         false => Err(Broken(format!("{what:?}: other bits"))),
@@ -83,7 +89,9 @@ fn ids_that_follow<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Broken> 
     for case in PAIRINGS.map(case) {
         let [mut before, after] = rotated::<T, B>(backend, &case)?;
         let rows = before.x.layout.elements() / case.depth / HEADS;
-        let ids: Vec<i32> = (0..rows).map(|row| 123_456 + (row % LENGTH) as i32).collect();
+        let ids: Vec<i32> = (0..rows)
+            .map(|row| 123_456 + (row % LENGTH) as i32)
+            .collect();
         let x = before.x.view_mut()?;
         backend.rotate(Rotate {
             positions: Positions::Ids(Flat::new(&*ids)),
@@ -103,7 +111,10 @@ fn filled_tables<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Broken> {
         };
         let [mut before, after] = rotated::<T, B>(backend, &case)?;
         let entries = (3 + LENGTH) * case.pairs();
-        let [mut cos, mut sin] = [vec![T::Acc::default(); entries], vec![T::Acc::default(); entries]];
+        let [mut cos, mut sin] = [
+            vec![T::Acc::default(); entries],
+            vec![T::Acc::default(); entries],
+        ];
         case.rotary.fill_table(case.depth, 0, &mut cos, &mut sin)?;
         let table = RotaryTable {
             cos: Flat::new(&*cos),
@@ -167,7 +178,8 @@ fn calls_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Br
     refused(backend, "two axes", &[3, 8], |_| {}, rank)?;
     for (dim, depth) in [(Some(3), 8), (Some(10), 8), (None, 7)] {
         let change = |call: &mut Rotate<'_, Host, T>| call.rotary.rotary_dim = dim;
-        let wanted = |error: &Error| matches!(error, Error::RotaryDim { depth: d, .. } if *d == depth);
+        let wanted =
+            |error: &Error| matches!(error, Error::RotaryDim { depth: d, .. } if *d == depth);
         refused(backend, (dim, depth), &[1, 1, depth], change, wanted)?;
     }
     for base in [0.0, -1.0, 0.5, f64::NAN, f64::INFINITY] {
@@ -177,7 +189,15 @@ fn calls_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Br
     }
     let linear = RotaryScaling::Linear { factor: 0.0 };
     let change = |call: &mut Rotate<'_, Host, T>| call.rotary.scaling = linear;
-    let wanted = |error: &Error| matches!(error, Error::Rotary { field: "factor", .. });
+    let wanted = |error: &Error| {
+        matches!(
+            error,
+            Error::Rotary {
+                field: "factor",
+                ..
+            }
+        )
+    };
     refused(backend, linear, shape, change, wanted)?;
     ids_that_do_not_fit::<T, B>(backend, shape)?;
     tables_that_do_not_fit::<T, B>(backend, shape)
@@ -215,7 +235,13 @@ fn tables_that_do_not_fit<T: Element, B: OnHost<T>>(
 ) -> Result<(), Broken> {
     // Two positions of four pairs; the call has three, or an id of 2.
     let entries = [T::Acc::default(); 12];
-    for (cos, sin, ids) in [(8, 8, false), (8, 8, true), (11, 11, false), (12, 8, false), (0, 0, false)] {
+    for (cos, sin, ids) in [
+        (8, 8, false),
+        (8, 8, true),
+        (11, 11, false),
+        (12, 8, false),
+        (0, 0, false),
+    ] {
         let mut buffer = vec![T::from_f64(UNTOUCHED); shape.iter().product()];
         let table = RotaryTable {
             cos: Flat::new(&entries[..cos]),
@@ -228,13 +254,17 @@ fn tables_that_do_not_fit<T: Element, B: OnHost<T>>(
         }
         let result = backend.rotate(call);
         let is_right = match &result {
-            Err(Error::Entry { most: 1, got: 2, .. }) => cos == 8,
+            Err(Error::Entry {
+                most: 1, got: 2, ..
+            }) => cos == 8,
             Err(Error::Buffer { .. }) => cos > 8,
             Err(Error::Entry { most: -1, .. }) => cos == 0,
             _ => false,
         };
         if !is_right || buffer.iter().any(|x| x.to_f64() != UNTOUCHED) {
-            return Err(Broken(format!("a table of {cos} and {sin} gave {result:?}")));
+            return Err(Broken(format!(
+                "a table of {cos} and {sin} gave {result:?}"
+            )));
         }
     }
     Ok(())
