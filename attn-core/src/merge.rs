@@ -31,8 +31,8 @@ impl<S: Storage, T: Element> Copy for Partial<'_, S, T> {}
 
 /// Attention over all keys from parts of them.
 ///
-/// A part that saw no key of a row, with `l = 0`, adds nothing to it, whatever its output and `m` hold. Where all are such, the output is 0 and the
-/// statistics are `(-inf, 0)`. Among the parts that count, a NaN in `m` or `l`, or a largest `m` that is infinite (the difference of infinite scores is no
+/// A part that saw no key of a row, with `l = 0` or `m = -inf`, adds nothing to it, whatever its output holds. Where all are such, the output is 0 and the
+/// statistics are `(-inf, 0)`. Among the parts that count, a NaN in `m` or `l`, or an `m` of +inf (the difference of infinite scores is no
 /// number), makes the row's output and statistics NaN; a NaN in an output makes its own column NaN.
 ///
 /// One part alone gives its own bits. The order of the parts matters to the last bits. Dropout is no obstacle: statistics are those before it. Attention

@@ -89,9 +89,14 @@ impl Row {
     }
 }
 
+/// Some backends give rows that saw no key a sum of 1, by which they can divide.
+fn saw_keys([m, l]: &[f64; 2]) -> bool {
+    *l != 0.0 && *m != f64::NEG_INFINITY
+}
+
 /// The statistics of the whole row, `(-inf, 0)` if no part has seen a key.
 fn whole(parts: impl Iterator<Item = [f64; 2]> + Clone) -> [f64; 2] {
-    let seen = parts.filter(|[_, l]| *l != 0.0);
+    let seen = parts.filter(saw_keys);
     // Unlike `f64::max`, a NaN stays.
     let larger = |m: f64, [other, _]: [f64; 2]| match m.is_nan() || m >= other {
         true => m,
@@ -105,9 +110,9 @@ fn whole(parts: impl Iterator<Item = [f64; 2]> + Clone) -> [f64; 2] {
 
 /// `e^(m_i - m) l_i`, 0 for a part that saw no key.
 fn share([m_i, l_i]: [f64; 2], m: f64) -> f64 {
-    match l_i == 0.0 {
-        true => 0.0,
-        false => libm::exp(m_i - m) * l_i,
+    match saw_keys(&[m_i, l_i]) {
+        true => libm::exp(m_i - m) * l_i,
+        false => 0.0,
     }
 }
 
@@ -124,7 +129,7 @@ impl<T: Stored> Merging<'_, T> {
             let mut sums = [T::Acc::from_f64(start); CHUNK];
             for part in parts {
                 let statistics = row.read(part);
-                if statistics[1] == 0.0 {
+                if !saw_keys(&statistics) {
                     continue;
                 }
                 let weight = T::Acc::from_f64(share(statistics, m) / l);

@@ -122,7 +122,10 @@ impl Case {
         let rows = BATCH * HEADS * LENGTH;
         let statistics: Vec<[f64; 2]> = (0..rows)
             .map(|_| match (self.kind, numbers.uniform() < 0.3) {
-                (Kind::Empty, true) => [f64::NEG_INFINITY, 0.0],
+                (Kind::Empty, true) => [
+                    f64::NEG_INFINITY,
+                    f64::from(u8::from(numbers.uniform() < 0.5)),
+                ],
                 (Kind::Filled, true) => [plain::lowest::<T::Acc>(), 7.0],
                 _ => [self.size * numbers.normal(), 8.0 + 24.0 * numbers.uniform()],
             })
@@ -141,7 +144,8 @@ impl Case {
                 let row = column / self.value_depth;
                 let (head, query) = (row % HEADS, row / HEADS % LENGTH);
                 let batch = row / HEADS / LENGTH;
-                let seen = statistics[(batch * HEADS + head) * LENGTH + query][1] != 0.0;
+                let seen =
+                    statistics[(batch * HEADS + head) * LENGTH + query][0] != f64::NEG_INFINITY;
                 column += 1;
                 T::from_f64(if seen { numbers.normal() } else { f64::NAN })
             },
@@ -222,7 +226,10 @@ impl Case {
                     |out: &Placed<T>| out.buffer[out.layout.base(4, first + column)].to_f64();
                 let values = || {
                     let seen = arrays.iter().zip(&statistics);
-                    seen.map(|(part, [_, l])| if *l == 0.0 { 0.0 } else { value(&part.out) })
+                    seen.map(|(part, [m, _])| match *m == f64::NEG_INFINITY {
+                        true => 0.0,
+                        false => value(&part.out),
+                    })
                 };
                 let truth = dot(exact.weights.iter().copied(), values()).value();
                 let values: Vec<f64> = values().collect();
@@ -243,9 +250,9 @@ struct Exact {
 
 impl Exact {
     fn new(parts: &[[f64; 2]], maths: &Maths) -> Self {
-        let seen = || parts.iter().filter(|[_, l]| *l > 0.0);
-        let largest = seen().map(|[m, _]| *m).fold(f64::NEG_INFINITY, f64::max);
-        let share = |[m, l]: &[f64; 2]| match *l > 0.0 {
+        let largest = parts.iter().map(|[m, _]| *m);
+        let largest = largest.fold(f64::NEG_INFINITY, f64::max);
+        let share = |[m, l]: &[f64; 2]| match *m > f64::NEG_INFINITY {
             true => exponential(*m, largest, maths) * l,
             false => 0.0,
         };

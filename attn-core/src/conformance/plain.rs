@@ -141,11 +141,16 @@ pub(super) fn turned<T: Element>([a, b]: [f64; 2], [cos, sin]: [f64; 2]) -> [f64
     ]
 }
 
+/// Whether a part of a row, `(m, l)`, saw a key.
+pub(super) fn saw_keys([m, l]: &[f64; 2]) -> bool {
+    *l != 0.0 && *m != f64::NEG_INFINITY
+}
+
 /// The weights of the parts of a row, and the row's own statistics. Each part is `(m, l)`.
 pub(super) fn merged<T: Element>(parts: &[[f64; 2]], maths: &Maths) -> (Vec<f64>, [f64; 2]) {
-    let seen = || parts.iter().filter(|[_, l]| *l != 0.0);
+    let seen = || parts.iter().filter(|part| saw_keys(part));
     let largest = seen().map(|[m, _]| *m).fold(f64::NEG_INFINITY, f64::max);
-    let share = |[m, l]: &[f64; 2]| match *l == 0.0 {
+    let share = |[m, l]: &[f64; 2]| match !saw_keys(&[*m, *l]) {
         true => 0.0,
         false => round::<T::Acc>(round::<T::Acc>((maths.exp)(round::<T::Acc>(m - largest))) * l),
     };

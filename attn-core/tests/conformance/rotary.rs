@@ -203,9 +203,9 @@ fn changed<T: Element>(fault: Fault, statistics: &HostView<'_, T>) -> Vec<T> {
         let [m, l] = [read(2 * row), read(2 * row + 1)];
         let [m, l] = match fault {
             Fault::MergesByMean => [0.0, 1.0],
-            Fault::IgnoresLargest if l != 0.0 => [0.0, l],
+            Fault::IgnoresLargest if m != f64::NEG_INFINITY => [0.0, l],
             Fault::IgnoresSums if l != 0.0 => [m, 1.0],
-            Fault::CountsEmptyParts if l == 0.0 => [0.0, 1e-30],
+            Fault::CountsEmptyParts if m == f64::NEG_INFINITY => [0.0, 1e-30],
             Fault::WeighsInBf16 => [m, bf16::from_f64(l).to_f64()],
             _ => [m, l],
         };

@@ -76,7 +76,8 @@ fn one_part<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Broken> {
 }
 
 fn parts_without_keys<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Broken> {
-    for parts in [&[EMPTY][..], &[EMPTY; 3]] {
+    let divisible = ([f64::NEG_INFINITY, 1.0], EMPTY.1);
+    for parts in [&[EMPTY][..], &[EMPTY; 3], &[divisible, EMPTY]] {
         let (out, statistics) = merged::<T, B>(backend, parts)?;
         same("output", out, [0.0; 2])?;
         same("statistics", statistics, [f64::NEG_INFINITY, 0.0])?;

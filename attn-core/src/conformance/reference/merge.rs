@@ -24,7 +24,7 @@ pub(super) fn merge<T: Element>(mut call: Merge<'_, Host, T>, maths: &Maths) -> 
                     part.out.buf()[from.at(query, column)].to_f64()
                 };
                 let seen = parts.iter().zip(&weights).zip(call.parts);
-                let seen = seen.filter(|(([_, l], _), _)| *l != 0.0);
+                let seen = seen.filter(|((part, _), _)| plain::saw_keys(part));
                 let mut terms = seen.map(|((_, weight), part)| weight * value(part));
                 // From the first term on: 0 would take the sign of a zero.
                 let first = terms.next().map_or(0.0, plain::round::<T::Acc>);
