@@ -26,6 +26,11 @@ impl Pair {
         self.high + self.low
     }
 
+    /// The nearest `f64`, and what is left.
+    pub(super) fn parts(self) -> [f64; 2] {
+        [self.high, self.low]
+    }
+
     /// Knuth's exact sum, then the low parts.
     pub(super) fn add(self, other: Self) -> Self {
         let sum = self.high + other.high;
@@ -49,7 +54,7 @@ impl Pair {
         }
     }
 
-    fn scaled(self, factor: f64) -> Self {
+    pub(super) fn scaled(self, factor: f64) -> Self {
         let product = Self::product(self.high, factor);
         Self::normalized(product.high, product.low + self.low * factor)
     }
@@ -61,7 +66,7 @@ impl Pair {
     }
 
     /// By long division: three quotients, each of what is left.
-    fn over(self, other: Self) -> Self {
+    pub(super) fn over(self, other: Self) -> Self {
         let (mut rest, mut quotient) = (self, Self::default());
         for _ in 0..3 {
             let digit = rest.value() / other.high;
@@ -109,12 +114,6 @@ pub(super) fn dot3(
         };
         sum.add(product)
     })
-}
-
-/// `e^(a - b)`, the difference exact.
-pub(super) fn exponential(a: f64, b: f64, maths: &Maths) -> f64 {
-    let difference = Pair::from(a).add((-b).into());
-    (maths.exp)(difference.high) * (1.0 + difference.low)
 }
 
 /// `Σ a · b + c`: one output of a dense layer.

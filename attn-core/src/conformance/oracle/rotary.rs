@@ -175,8 +175,11 @@ impl Formula<'_> {
     }
 }
 
-/// `e^x`.
-fn exp(x: Pair) -> Pair {
+/// `e^x`, 0 where it is next to no number.
+pub(in super::super) fn exp(x: Pair) -> Pair {
+    if x.value() < -690.0 {
+        return Pair::default();
+    }
     let n = x.over(LN_2).value();
     let n = (n - n % 1.0).clamp(-1000.0, 1000.0);
     let r = x.add(LN_2.scaled(-n));
