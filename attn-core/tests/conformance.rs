@@ -392,6 +392,8 @@ mod dense_fault_found;
 mod few_queries_fault_found;
 #[path = "conformance/parts.rs"]
 mod parts_fault_found;
+#[path = "conformance/rotary.rs"]
+mod rotary_fault_found;
 #[path = "conformance/training.rs"]
 mod training_fault_found;
 

@@ -31,11 +31,13 @@ mod forward;
 mod gradients;
 mod inputs;
 mod matrix;
+mod merge;
 mod norm;
 mod oracle;
 mod plain;
 mod properties;
 mod reference;
+mod rotary;
 mod rows;
 mod source;
 mod statistics;
@@ -130,6 +132,10 @@ pub enum Group {
     Normalize,
     /// Gradients of layer norm.
     NormalizeBackward,
+    /// Rotary embeddings.
+    Rotary,
+    /// Attention over parts of the keys, put together.
+    Merge,
     /// What must hold bit for bit.
     Bitwise,
     /// Arguments that do not fit.
@@ -138,7 +144,7 @@ pub enum Group {
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::Plain,
         Self::Long,
         Self::Causal,
@@ -172,6 +178,8 @@ impl Group {
         Self::ProjectBackward,
         Self::Normalize,
         Self::NormalizeBackward,
+        Self::Rotary,
+        Self::Merge,
         Self::Bitwise,
         Self::Errors,
     ];
@@ -191,6 +199,8 @@ where
         Group::ProjectBackward => dense::backward::project::<T, B>(backend),
         Group::Normalize => norm::normalize::<T, B>(backend, maths),
         Group::NormalizeBackward => norm::backward::normalize::<T, B>(backend, maths),
+        Group::Rotary => rotary::rotate::<T, B>(backend),
+        Group::Merge => merge::merge::<T, B>(backend, maths),
         Group::Bitwise => properties::bitwise::<T, B>(backend).map(Report::exact),
         Group::Errors => properties::errors::<T, B>(backend).map(Report::exact),
         Group::Gradients
@@ -247,7 +257,7 @@ macro_rules! conformance_tests {
                 gradients_segments GradientsSegments, gradients_blocks GradientsBlocks, gradients_scores GradientsScores,
                 gradients_sinks GradientsSinks,
                 project Project, project_backward ProjectBackward, normalize Normalize,
-                normalize_backward NormalizeBackward,
+                normalize_backward NormalizeBackward, rotary Rotary, merge Merge,
                 bitwise Bitwise, errors Errors);
         }
     };

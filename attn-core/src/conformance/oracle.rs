@@ -3,6 +3,7 @@
 
 pub(super) mod backward;
 mod pair;
+pub(super) mod rotary;
 
 use super::Maths;
 use super::rows::Line;
@@ -86,7 +87,7 @@ impl<'a> Row<'a> {
         let scaled: Vec<Pair> = products.map(|product| product.scaled(scale)).collect();
         let tanh = match line.softcap {
             Some(cap) => (scaled.iter())
-                .map(|score| score.divided(cap.into()).tanh())
+                .map(|score| score.over(cap.into()).tanh())
                 .collect(),
             None => Vec::new(),
         };
@@ -166,7 +167,7 @@ impl<'a> Row<'a> {
 
     fn exponential(&self, score: Pair, largest: f64) -> f64 {
         let difference = score.add((-largest).into());
-        let (high, low) = difference.parts();
+        let [high, low] = difference.parts();
         (self.maths.exp)(high) * (1.0 + low)
     }
 

@@ -31,8 +31,8 @@ impl Pair {
     }
 
     /// The nearest `f64`, and what is left.
-    pub(super) fn parts(self) -> (f64, f64) {
-        (self.high, self.low)
+    pub(in super::super) fn parts(self) -> [f64; 2] {
+        [self.high, self.low]
     }
 
     /// Knuth's exact sum, then the low parts.
@@ -58,7 +58,7 @@ impl Pair {
         }
     }
 
-    pub(super) fn scaled(self, factor: f64) -> Self {
+    pub(in super::super) fn scaled(self, factor: f64) -> Self {
         let product = Self::product(self.high, factor);
         Self::normalized(product.high, product.low + self.low * factor)
     }
@@ -69,11 +69,22 @@ impl Pair {
         Self::normalized(product.high, product.low + cross)
     }
 
-    /// A quotient of the high parts, then one of what is left.
-    pub(super) fn divided(self, by: Self) -> Self {
-        let first = self.high / by.high;
-        let rest = self.add(by.scaled(-first));
-        Self::normalized(first, rest.value() / by.high)
+    /// By long division: three quotients, each of what is left.
+    pub(in super::super) fn over(self, other: Self) -> Self {
+        let (mut rest, mut quotient) = (self, Self::default());
+        for _ in 0..3 {
+            let digit = rest.value() / other.high;
+            quotient = quotient.add(digit.into());
+            rest = rest.add(other.scaled(-digit));
+        }
+        quotient
+    }
+
+    pub(super) fn negated(self) -> Self {
+        Self {
+            high: -self.high,
+            low: -self.low,
+        }
     }
 
     /// `(1 - e^-2x) / (1 + e^-2x)` of the size, with the sign.
@@ -84,7 +95,7 @@ impl Pair {
         }
         let (one, power) = (Self::from(1.0), self.scaled(-2.0 * sign).exp());
         one.add(power.scaled(-1.0))
-            .divided(one.add(power))
+            .over(one.add(power))
             .scaled(sign)
     }
 
@@ -95,7 +106,7 @@ impl Pair {
         let rest = rest.scaled(1.0 / f64::from(1 << HALVINGS));
         let (mut sum, mut term) = (Self::from(1.0), Self::from(1.0));
         for i in 1..=TERMS {
-            term = term.times(rest).divided(f64::from(i).into());
+            term = term.times(rest).over(f64::from(i).into());
             sum = sum.add(term);
         }
         for _ in 0..HALVINGS {
