@@ -140,7 +140,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     }
 
     /// Queries, keys and values into the scratch, normalised where the layer does.
-    fn project_inputs<B: Kernels<T>>(
+    pub(crate) fn project_inputs<B: Kernels<T>>(
         &self,
         pass: &Pass<'_, B>,
         params: &Params<'_, B::Storage, T>,
