@@ -210,13 +210,17 @@ impl KvCachePlan {
             KvLayout::Ring { window, capacity } => (window, capacity),
             KvLayout::Contiguous { .. } | KvLayout::Paged { .. } => (1, self.capacity()),
         };
+        let names = match self.layout {
+            KvLayout::Contiguous { .. } | KvLayout::Ring { .. } => ["sequences", "capacity"],
+            KvLayout::Paged { .. } => ["pages", "page_size"],
+        };
         let sizes = [
             ("sequences", self.sequences),
             ("key_heads", self.key_heads),
             ("depth", self.depth),
             ("value_depth", self.value_depth),
-            ("pages", outer),
-            ("capacity", inner),
+            (names[0], outer),
+            (names[1], inner),
             ("pages_per_sequence", longest),
             ("window", window),
         ];
