@@ -186,6 +186,11 @@ pub enum Error {
         /// The sequence.
         sequence: usize,
     },
+    /// A sequence that is named twice in one call.
+    SequenceTwice {
+        /// The sequence.
+        sequence: usize,
+    },
     /// Another sequence than a cache has room for.
     SequencesFull {
         /// Sequences that there is room for.
@@ -413,6 +418,9 @@ impl fmt::Display for Error {
             ),
             Self::SequenceUnknown { sequence } => {
                 write!(f, "sequence {sequence} is not in the cache. Name one that was added and not removed")
+            }
+            Self::SequenceTwice { sequence } => {
+                write!(f, "sequence {sequence} is named twice in one call. Name each once, and give it all of its tokens")
             }
             Self::SequencesFull { most } => {
                 write!(f, "the cache has {most} sequences and room for no other. Remove one, or make a cache of more sequences")

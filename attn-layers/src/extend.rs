@@ -2,7 +2,7 @@
 
 use crate::decode::narrow;
 use crate::inputs::{Inputs, same};
-use crate::kv_cache::{AnyKvCache, Counts, Incoming, KvCache, KvCachePlan, KvLayout};
+use crate::kv_cache::{AnyKvCache, Incoming, KvCache, KvCachePlan, KvLayout, Targets};
 use crate::params::{AnyParams, Params};
 use crate::plan::{Plan, ScratchSizes};
 use crate::scratch::{AnyScratch, Scratch};
@@ -24,7 +24,9 @@ pub struct NextTokens<'a, T: Element> {
     pub k: HostView<'a, T>,
     /// Inputs to values, likewise.
     pub v: HostView<'a, T>,
-    /// How many of the tokens each sequence has, `[batch]`, 0 among them; the rest is padding. All have all without it.
+    /// The cache's sequence of each batch entry, `[batch]`; of entry `s` it is `s` without it. Those of a ring must follow each other.
+    pub sequences: Option<&'a [usize]>,
+    /// How many of the tokens each batch entry has, `[batch]`, 0 among them; the rest is padding. All have all without it.
     pub counts: Option<&'a [usize]>,
     /// How many keys a query sees, its own among them; all up to its own without it. A ring has a window of its own, and the smaller one holds.
     pub window: Option<usize>,
@@ -45,12 +47,20 @@ impl<'a, T: Element> NextTokens<'a, T> {
             q: x,
             k: x,
             v: x,
+            sequences: None,
             counts: None,
             window: None,
         }
     }
 
-    /// With a number of tokens for each sequence.
+    /// For these sequences of the cache.
+    #[must_use]
+    pub const fn with_sequences(mut self, sequences: Option<&'a [usize]>) -> Self {
+        self.sequences = sequences;
+        self
+    }
+
+    /// With a number of tokens for each batch entry.
     #[must_use]
     pub const fn with_counts(mut self, counts: Option<&'a [usize]>) -> Self {
         self.counts = counts;
@@ -64,8 +74,11 @@ impl<'a, T: Element> NextTokens<'a, T> {
         self
     }
 
-    fn counts(&self) -> Counts<'a> {
-        self.counts.map_or(Counts::All, Counts::Each)
+    const fn targets(&self) -> Targets<'a> {
+        Targets {
+            sequences: self.sequences,
+            counts: self.counts,
+        }
     }
 }
 
@@ -124,12 +137,10 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     ) -> Result<(), B::Error> {
         params.check(plan, self.use_bias, self.normalize_qk)?;
         check_tokens(plan, tokens)?;
-        check_cache(plan, cache.plan())?;
+        check_cache(plan, tokens, cache)?;
         same("output", out.shape(), plan.output()?)?;
         let window = window(tokens, cache.plan())?;
-        let tokens_of = |sequence| tokens.counts().of(sequence, plan.query_length);
-        tokens.counts().check(plan.batch_size, plan.query_length)?;
-        cache.check_room(tokens_of)?;
+        cache.check_room(tokens.targets(), plan.query_length)?;
         check_tiles(plan, backend, cache, scratch.tiles.len())?;
         let extending = Extending {
             layer: self,
@@ -201,7 +212,7 @@ impl<B: Kernels<T, Storage = Host>, T: Element> Extending<'_, B, T> {
         Ok(Incoming {
             first: part.first,
             most: part.count,
-            ..Incoming::new(key, value, self.tokens.counts())
+            ..Incoming::new(key, value, self.tokens.targets())
         })
     }
 
@@ -209,16 +220,13 @@ impl<B: Kernels<T, Storage = Host>, T: Element> Extending<'_, B, T> {
     fn attend(
         &self,
         part: Part,
-        cache: &KvCache<'_, T>,
+        cache: &mut KvCache<'_, T>,
         scratch: &mut Scratch<'_, Host, T>,
     ) -> Result<(), B::Error> {
         let plan = self.pass.plan;
-        let cached = cache.cached_for(&plan.batch)?;
         // What was appended last may be of another call.
-        let sequences = match part.count {
-            0 => cache.key_lengths(),
-            _ => cache.appended(),
-        };
+        let appended = part.count > 0;
+        let (cached, sequences) = cache.seen_by(self.tokens.targets(), &plan.batch, appended)?;
         let query = read(scratch.q, self.rows(&plan.queries()?, part)?)?;
         let call = Attention::cached(query, &cached)
             .with_causal(Some(Causal::bottom_right()))
@@ -325,18 +333,32 @@ fn check_tokens<T: Element>(plan: &Plan, tokens: &NextTokens<'_, T>) -> Result<(
     Inputs::cross_attention(tokens.q, tokens.k, tokens.v).check(plan, plan.key_length)
 }
 
-fn check_cache(plan: &Plan, cache: &KvCachePlan) -> Result<()> {
+fn check_cache<T: Element>(
+    plan: &Plan,
+    tokens: &NextTokens<'_, T>,
+    cache: &KvCache<'_, T>,
+) -> Result<()> {
     let got = Dims::new(&[
         plan.batch_size,
         plan.query_length,
         plan.num_heads,
         plan.head_dim,
     ])?;
-    let of = |depth| Dims::new(&[cache.sequences, plan.query_length, cache.key_heads, depth]);
-    for wanted in [of(cache.depth)?, of(cache.value_depth)?] {
+    let KvCachePlan {
+        sequences,
+        key_heads,
+        depth,
+        value_depth,
+        ..
+    } = *cache.plan();
+    let entries = tokens.targets().entries(sequences);
+    for depth in [depth, value_depth] {
+        let wanted = Dims::new(&[entries, plan.query_length, key_heads, depth])?;
         if got != wanted {
             return Err(Error::CacheQueryShape { got, wanted });
         }
     }
-    Ok(())
+    tokens
+        .sequences
+        .map_or(Ok(()), |sequences| cache.check_choice(sequences))
 }

@@ -94,6 +94,18 @@ where
         done: &[usize],
         counts: &[usize],
     ) -> Result<Vec<Vec<Vec<T>>>> {
+        self.extend_some(backend, owned, done, counts, None)
+    }
+
+    /// The same for a batch of these sequences of the cache.
+    fn extend_some<B: Kernels<T, Storage = Host, Error = Error>>(
+        &self,
+        backend: &B,
+        owned: &mut OwnedKvCache<T>,
+        done: &[usize],
+        counts: &[usize],
+        sequences: Option<&[usize]>,
+    ) -> Result<Vec<Vec<Vec<T>>>> {
         let tokens = counts.iter().copied().max().unwrap_or(0);
         let padding = vec![T::from_f64(f64::NAN); FEATURES];
         let token = |sequence: usize, index: usize| match index < counts[sequence] {
@@ -113,6 +125,7 @@ where
             &plan,
             &self.params(),
             &NextTokens::new(HostView::new(&x, &shape)?)
+                .with_sequences(sequences)
                 .with_counts(Some(counts))
                 .with_window(self.window),
             &mut owned.borrow(),
@@ -322,6 +335,63 @@ fn a_cache_gives_the_bits_of_decoding() {
     agrees_with_decoding::<f64>();
     agrees_with_decoding::<f16>();
     agrees_with_decoding::<bf16>();
+}
+
+/// Sequences by their numbers in another order, some left out, as a server does that has some in their prompts and others past them.
+fn chosen_agree<T: Element, B: Kernels<T, Storage = Host, Error = Error>>(backend: &B)
+where
+    Cpu: Kernels<T>,
+{
+    let lengths = [9, MOST, 7];
+    let world = World::<T>::new(&lengths, 4, None);
+    for layout in layouts(3) {
+        let plan = KvCachePlan::new(layout, 3, 2, 4);
+        let wanted = world.run(backend, plan, &[lengths.to_vec()]);
+        let mut owned = OwnedKvCache::new(plan).expect("small");
+        let mut done = [0; 3];
+        let mut outputs = vec![Vec::new(); 3];
+        let is_ring = matches!(layout, KvLayout::Ring { .. });
+        let calls: [(&[usize], &[usize]); 5] = [
+            (&[1], &[8]),
+            if is_ring {
+                (&[1, 2], &[0, 4])
+            } else {
+                (&[2, 1], &[4, 0])
+            },
+            (&[0, 1, 2], &[1, 2, 3]),
+            if is_ring {
+                (&[0, 1], &[5, 2])
+            } else {
+                (&[1, 0], &[2, 5])
+            },
+            (&[0], &[3]),
+        ];
+        for (sequences, counts) in calls {
+            let of = sequences
+                .iter()
+                .map(|&sequence| world.sequences[sequence].clone());
+            let batch = World {
+                sequences: of.collect(),
+                ..World::<T>::new(&lengths, 4, None)
+            };
+            let before: Vec<usize> = sequences.iter().map(|&sequence| done[sequence]).collect();
+            let new = batch.extend_some(backend, &mut owned, &before, counts, Some(sequences));
+            for (&sequence, new) in sequences.iter().zip(new.expect("it fits")) {
+                done[sequence] += new.len();
+                outputs[sequence].extend(new);
+            }
+        }
+        assert!(same_bits(&outputs, &wanted), "{} {layout:?}", T::DTYPE);
+    }
+}
+
+#[test]
+fn chosen_sequences_get_the_same_bits() {
+    let backend = Gathered::new();
+    chosen_agree::<f32, _>(&backend);
+    chosen_agree::<f64, _>(&backend);
+    chosen_agree::<f16, _>(&backend);
+    chosen_agree::<bf16, _>(&backend);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 #[path = "support/blocks.rs"]
 mod blocks;
 
-use attn_layers::core::{Element, Layout, Rows};
+use attn_layers::core::{Element, Layout, Place, Rows, Sequences};
 use attn_layers::{
     Dims, Error, HostView, KvCache, KvCacheBuffers, KvCachePlan, KvFormat, KvLayout, OwnedKvCache,
     RowBuffers, bf16, f16,
@@ -47,8 +47,12 @@ fn stored<T: Element>(given: &[T], format: KvFormat, depth: usize) -> Vec<T> {
 /// Something done to a cache. Numbers may name what is not there.
 #[derive(Debug, Clone)]
 enum Operation {
-    Append { counts: Vec<usize>, poison: bool },
-    AppendTo(usize, usize),
+    Append {
+        counts: Vec<usize>,
+        poison: bool,
+    },
+    /// To some sequences in another order, each by its number and how many tokens.
+    AppendTo(Vec<(usize, usize)>),
     Truncate(usize, usize),
     Fork(usize),
     Remove(usize),
@@ -62,7 +66,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         8 => (vec(0..6usize, SEQUENCES), prop::bool::weighted(0.1))
             .prop_map(|(counts, poison)| Operation::Append { counts, poison }),
-        4 => (sequence.clone(), 0..9usize).prop_map(|(s, n)| Operation::AppendTo(s, n)),
+        4 => vec((sequence.clone(), 0..9usize), 1..4).prop_map(Operation::AppendTo),
         6 => (sequence.clone(), 0..14usize).prop_map(|(s, n)| Operation::Truncate(s, n)),
         5 => sequence.clone().prop_map(Operation::Fork),
         4 => sequence.prop_map(Operation::Remove),
@@ -101,6 +105,7 @@ fn plan() -> impl Strategy<Value = KvCachePlan> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Unknown,
+    Twice,
     SequencesFull,
     Full,
     TableFull,
@@ -113,6 +118,7 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         match error {
             Error::SequenceUnknown { .. } => Self::Unknown,
+            Error::SequenceTwice { .. } => Self::Twice,
             Error::SequencesFull { .. } => Self::SequencesFull,
             Error::CacheFull { .. } => Self::Full,
             Error::PageTableFull { .. } => Self::TableFull,
@@ -174,12 +180,12 @@ impl Model {
         all.filter(|one| one.pages.contains(&page)).count()
     }
 
-    /// `tokens` of each sequence, their numbers.
-    fn append(&mut self, tokens: &[Vec<u64>]) -> Result<(), Fault> {
+    /// Sequences with the numbers of their new tokens.
+    fn append(&mut self, growth: &[(usize, Vec<u64>)]) -> Result<(), Fault> {
         let mut after = self.clone();
-        for (sequence, tokens) in tokens.iter().enumerate() {
+        for (sequence, tokens) in growth {
             if !tokens.is_empty() {
-                after.extend(sequence, tokens)?;
+                after.extend(*sequence, tokens)?;
             }
         }
         if let KvLayout::Paged { pages, .. } = self.plan.layout
@@ -310,7 +316,7 @@ impl<T: Element> World<T> {
         let unit = |result: Result<(), Error>| result.map(|()| 0).map_err(Fault::from);
         match operation {
             Operation::Append { counts, poison } => self.append(counts, *poison),
-            Operation::AppendTo(sequence, count) => self.append_to(*sequence, *count),
+            Operation::AppendTo(growth) => self.append_to(growth),
             Operation::Truncate(sequence, length) => (
                 unit(self.owned.borrow().truncate(*sequence, *length)),
                 self.model.truncate(*sequence, *length).map(|()| 0),
@@ -372,7 +378,8 @@ impl<T: Element> World<T> {
             Some(counts),
         );
         let before = self.model.clone();
-        let mut wanted = self.model.append(&new);
+        let growth: Vec<_> = new.into_iter().enumerate().collect();
+        let mut wanted = self.model.append(&growth);
         if poison && wanted.is_ok() {
             self.model = before;
             wanted = Err(Fault::NotQuantizable);
@@ -380,34 +387,51 @@ impl<T: Element> World<T> {
         (got.map(|()| 0).map_err(Fault::from), wanted.map(|()| 0))
     }
 
-    /// One sequence's tokens, the rows of a head side by side.
-    fn append_to(&mut self, sequence: usize, count: usize) -> Outcomes {
-        let new = self.model.new_tokens(count);
+    /// Tokens for some sequences, the rows of a head side by side.
+    fn append_to(&mut self, growth: &[(usize, usize)]) -> Outcomes {
+        let (sequences, counts): (Vec<usize>, Vec<usize>) = growth.iter().copied().unzip();
+        let tokens = counts.iter().copied().max().unwrap_or(0);
+        let new: Vec<Vec<u64>> = counts
+            .iter()
+            .map(|&count| self.model.new_tokens(count))
+            .collect();
         let plan = self.model.plan;
         let by_heads = |salt, depth: usize| {
-            let rows: Vec<Vec<T>> = new
-                .iter()
-                .map(|&token| numbers(token, salt, depth))
-                .collect();
-            let heads = (0..HEADS).flat_map(|head| {
-                let rows = rows.iter();
-                rows.flat_map(move |row| row[head * depth..][..depth].to_vec())
-            });
-            heads.collect::<Vec<T>>()
+            let mut numbers_of = Vec::new();
+            for new in &new {
+                let row =
+                    |index: usize| numbers::<T>(new.get(index).copied().unwrap_or(0), salt, depth);
+                for head in 0..HEADS {
+                    numbers_of.extend(
+                        (0..tokens).flat_map(|index| row(index)[head * depth..][..depth].to_vec()),
+                    );
+                }
+            }
+            numbers_of
         };
         let (key, value) = (by_heads(1, plan.depth), by_heads(2, plan.value_depth));
+        let axes = [sequences.len(), tokens];
         let got = self.owned.borrow().append_to(
-            sequence,
-            transposed(&key, count, plan.depth),
-            transposed(&value, count, plan.value_depth),
+            &sequences,
+            transposed(&key, axes, plan.depth),
+            transposed(&value, axes, plan.value_depth),
+            Some(&counts),
         );
-        let mut all = vec![Vec::new(); SEQUENCES.max(sequence + 1)];
-        all[sequence] = new;
-        let wanted = match self.model.get(sequence) {
-            Ok(_) => self.model.append(&all),
-            Err(fault) => Err(fault),
-        };
+        let growth: Vec<_> = sequences.iter().copied().zip(new).collect();
+        let wanted = self
+            .named_once(&sequences)
+            .and_then(|()| self.model.append(&growth));
         (got.map(|()| 0).map_err(Fault::from), wanted.map(|()| 0))
+    }
+
+    fn named_once(&self, sequences: &[usize]) -> Result<(), Fault> {
+        for (entry, &sequence) in sequences.iter().enumerate() {
+            self.model.get(sequence)?;
+            if sequences[..entry].contains(&sequence) {
+                return Err(Fault::Twice);
+            }
+        }
+        Ok(())
     }
 
     /// Every token that is there, and what is counted.
@@ -466,10 +490,15 @@ impl<T: Element> World<T> {
     }
 }
 
-/// `[heads, tokens, depth]` seen as `[tokens, heads, depth]`.
-fn transposed<T: Element>(buf: &[T], tokens: usize, depth: usize) -> HostView<'_, T> {
-    let shape = Dims::new(&[tokens, HEADS, depth]).expect("three axes");
-    let layout = Layout::strided(0, shape, &[depth, tokens * depth, 1]).expect("small");
+/// `[entries, heads, tokens, depth]` seen as `[entries, tokens, heads, depth]`.
+fn transposed<T: Element>(
+    buf: &[T],
+    [entries, tokens]: [usize; 2],
+    depth: usize,
+) -> HostView<'_, T> {
+    let shape = Dims::new(&[entries, tokens, HEADS, depth]).expect("four axes");
+    let strides = [HEADS * tokens * depth, depth, tokens * depth, 1];
+    let layout = Layout::strided(0, shape, &strides).expect("small");
     HostView::with_layout(buf, layout).expect("inside")
 }
 
@@ -506,7 +535,7 @@ fn blocks_are_those_of_another_encoder() {
         .flat_map(|token| numbers::<f32>(token, 7, 96))
         .collect();
     let view = HostView::new(&rows, &[50, HEADS, 96]).unwrap();
-    cache.append_to(0, view, view).unwrap();
+    cache.append_to(&[0], view, view, None).unwrap();
     let cached = cache.as_cached().unwrap();
     let Rows::Q8_0 { bytes } = cached.key else {
         panic!("keys are blocks")
@@ -540,7 +569,7 @@ fn quantised_numbers_are_within_half_a_step() {
         let mut owned = OwnedKvCache::<f32>::new(plan).unwrap();
         let mut cache = owned.borrow();
         let view = HostView::new(&given, &[1, HEADS, 64]).unwrap();
-        cache.append_to(0, view, view).unwrap();
+        cache.append_to(&[0], view, view, None).unwrap();
         let (mut key, mut value) = (vec![0.0; HEADS * 64], vec![0.0; HEADS * 64]);
         cache.read(0, 0, &mut key, &mut value).unwrap();
         assert_eq!(key, value);
@@ -641,7 +670,7 @@ fn bytes_are_those_of_the_buffers() {
     // A row of keys has 3 heads of 32 bytes and a factor, one of values 3 of 34 bytes.
     let token = 3 * (32 + 4) + 3 * 34;
     assert_eq!(plan.bytes_per_token::<f32>(), Ok(token));
-    let index = 4 * (3 * 2 + 2 * 3 + 5 + 2);
+    let index = 4 * (4 * 2 + 2 * 2 * 3 + 5 + 2);
     assert_eq!(plan.bytes::<f32>(), Ok(20 * token + index));
     let owned = OwnedKvCache::<f32>::new(plan).unwrap();
     assert_eq!(owned.bytes(), 20 * token + index);
@@ -655,13 +684,13 @@ fn bytes_are_those_of_the_buffers() {
         5,
     );
     assert_eq!(plain.bytes_per_token::<f64>(), Ok(2 * 3 * 5 * 8));
-    assert_eq!(plain.bytes::<f16>(), Ok(8 * 2 * 3 * 5 * 2 + 4 * 4 * 2));
+    assert_eq!(plain.bytes::<f16>(), Ok(8 * 2 * 3 * 5 * 2 + 4 * 5 * 2));
 }
 
 #[test]
 fn buffers_are_checked() {
     let plan = KvCachePlan::new(KvLayout::Contiguous { capacity: 2 }, 1, 1, 3);
-    let (mut key, mut value, mut index) = ([0.0f32; 6], [0.0f32; 6], [0; 3]);
+    let (mut key, mut value, mut index) = ([0.0f32; 6], [0.0f32; 6], [0; 5]);
     let mut make = |plan, keys: usize, numbers: usize| {
         let buffers = KvCacheBuffers {
             key: RowBuffers::Plain(&mut key[..keys]),
@@ -670,7 +699,7 @@ fn buffers_are_checked() {
         };
         KvCache::new(plan, buffers).map(|_| ())
     };
-    assert_eq!(make(plan, 6, 3), Ok(()));
+    assert_eq!(make(plan, 6, 5), Ok(()));
     let buffer = |argument, got, wanted| {
         Err(Error::Buffer {
             argument,
@@ -678,10 +707,10 @@ fn buffers_are_checked() {
             wanted,
         })
     };
-    assert_eq!(make(plan, 5, 3), buffer("cached key", 5, 6));
-    assert_eq!(make(plan, 6, 2), buffer("cache index", 2, 3));
+    assert_eq!(make(plan, 5, 5), buffer("cached key", 5, 6));
+    assert_eq!(make(plan, 6, 4), buffer("cache index", 4, 5));
     let int8 = plan.with_formats(KvFormat::Int8, KvFormat::Plain);
-    assert!(matches!(make(int8, 6, 3), Err(Error::Unsupported { .. })));
+    assert!(matches!(make(int8, 6, 5), Err(Error::Unsupported { .. })));
 }
 
 #[test]
@@ -747,4 +776,78 @@ fn tokens_of_another_shape_are_refused() {
             ..
         }
     ));
+}
+
+/// The last of the sequences that share a page writes to it, and takes none.
+#[test]
+fn pages_are_counted_as_they_are_taken() {
+    let layout = KvLayout::Paged {
+        page_size: 4,
+        pages: 2,
+        pages_per_sequence: 1,
+    };
+    let mut owned = OwnedKvCache::<f32>::new(KvCachePlan::new(layout, 3, 1, 1)).unwrap();
+    let mut cache = owned.borrow();
+    cache.remove(1).unwrap();
+    cache.remove(2).unwrap();
+    let rows = [1.0, 2.0, 3.0];
+    let view = |count| HostView::new(&rows[..count], &[count, 1, 1]).unwrap();
+    cache.append_to(&[0], view(2), view(2), None).unwrap();
+    assert_eq!((cache.fork(0), cache.fork(0)), (Ok(1), Ok(2)));
+    let each = |count| HostView::new(&rows[..count], &[count, 1, 1, 1]).unwrap();
+    let exhausted = Err(Error::PagesExhausted { got: 2, free: 1 });
+    assert_eq!(cache.append(each(3), each(3), None), exhausted);
+    cache.remove(2).unwrap();
+    assert_eq!(cache.append_to(&[1, 0], each(2), each(2), None), Ok(()));
+    assert_eq!(cache.free_pages(), Some(0));
+    let last = |sequence| {
+        let (mut key, mut value) = ([0.0], [0.0]);
+        cache.read(sequence, 2, &mut key, &mut value).unwrap();
+        (key[0], value[0])
+    };
+    assert_eq!((last(1), last(0)), ((1.0, 1.0), (2.0, 2.0)));
+}
+
+#[test]
+fn some_sequences_can_be_a_batch() {
+    let contiguous = KvLayout::Contiguous { capacity: 3 };
+    let ring = KvLayout::Ring {
+        window: 2,
+        capacity: 3,
+    };
+    let paged = KvLayout::Paged {
+        page_size: 2,
+        pages: 6,
+        pages_per_sequence: 2,
+    };
+    for layout in [contiguous, ring, paged] {
+        let mut owned = OwnedKvCache::<f32>::new(KvCachePlan::new(layout, 3, 1, 1)).unwrap();
+        let mut cache = owned.borrow();
+        let rows = [1.0, 2.0, 3.0];
+        let rows = HostView::new(&rows, &[3, 1, 1, 1]).unwrap();
+        cache.append(rows, rows, Some(&[1, 0, 1])).unwrap();
+        let twice = Error::SequenceTwice { sequence: 1 };
+        assert_eq!(cache.as_cached_of(&[1, 1]).unwrap_err(), twice);
+        let unknown = Error::SequenceUnknown { sequence: 3 };
+        assert_eq!(cache.as_cached_of(&[3]).unwrap_err(), unknown);
+        let backwards = cache.as_cached_of(&[2, 1]);
+        let Ok((cached, Sequences::Padded { key_lengths, .. })) = backwards else {
+            assert!(matches!(backwards, Err(Error::Unsupported { .. })));
+            assert_eq!(layout, ring);
+            let (cached, _) = cache.as_cached_of(&[1, 2]).unwrap();
+            assert_eq!(cached.key.shape("key").unwrap()[..], [2, 3, 1, 1]);
+            continue;
+        };
+        assert_eq!(*key_lengths.buf(), [1, 0]);
+        let Place::Paged { table } = cached.place else {
+            panic!("pages, or sequences as pages");
+        };
+        let [pages, _, _, _] = cached.key.shape("key").unwrap()[..] else {
+            panic!("four axes");
+        };
+        assert_eq!(
+            (pages, table.len()),
+            if layout == paged { (6, 4) } else { (3, 2) }
+        );
+    }
 }

@@ -3,60 +3,51 @@
 use super::quantize::Row;
 use attn_core::{Element, Error, HostView, Layout, Result, error::Disagreement};
 
-/// Keys and values, `[batch..., tokens, key_heads, depth]`, and how many tokens of each batch entry are meant.
-#[derive(Debug)]
-pub(crate) struct Incoming<'a, T: Element> {
-    pub(crate) key: HostView<'a, T>,
-    pub(crate) value: HostView<'a, T>,
-    pub(crate) counts: Counts<'a>,
-    /// The first token that is meant.
-    pub(crate) first: usize,
-    /// How many are meant at most.
-    pub(crate) most: usize,
+/// The sequences of a call's batch entries, and how many tokens each gets.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Targets<'a> {
+    /// The sequence of each batch entry; of entry `s` it is `s` without them.
+    pub(crate) sequences: Option<&'a [usize]>,
+    /// How many tokens of each batch entry are meant; all without them.
+    pub(crate) counts: Option<&'a [usize]>,
 }
 
-/// How many tokens each sequence gets.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Counts<'a> {
-    /// All of its batch entry.
-    All,
-    /// The first so many of its batch entry.
-    Each(&'a [usize]),
-    /// The only batch entry is this sequence's.
-    One(usize),
-}
-
-impl Counts<'_> {
-    /// Of `tokens` tokens of a batch entry, how many go to a sequence.
-    pub(crate) fn of(&self, sequence: usize, tokens: usize) -> usize {
-        match self {
-            Self::All => tokens,
-            Self::Each(counts) => counts[sequence],
-            Self::One(one) => match *one == sequence {
-                true => tokens,
-                false => 0,
-            },
-        }
+impl Targets<'_> {
+    /// Batch entries of a call on a cache that has room for `all` sequences.
+    pub(crate) fn entries(&self, all: usize) -> usize {
+        self.sequences.map_or(all, <[usize]>::len)
     }
 
-    /// The batch entry of a sequence.
-    const fn entry(&self, sequence: usize) -> usize {
-        match self {
-            Self::All | Self::Each(_) => sequence,
-            Self::One(_) => 0,
-        }
+    /// The sequence of a batch entry.
+    pub(super) fn sequence(&self, entry: usize) -> usize {
+        self.sequences.map_or(entry, |sequences| sequences[entry])
     }
 
-    /// Whether there is a count for each sequence and none is beyond `tokens`.
-    pub(crate) fn check(&self, sequences: usize, tokens: usize) -> Result<()> {
-        let Self::Each(counts) = self else {
+    /// Of `tokens` tokens of a batch entry, how many are meant.
+    fn count(&self, entry: usize, tokens: usize) -> usize {
+        self.counts.map_or(tokens, |counts| counts[entry])
+    }
+
+    /// The sequences of a call on a cache of `all`, each with how many of its `tokens` are meant.
+    pub(super) fn growth(
+        self,
+        all: usize,
+        tokens: usize,
+    ) -> impl Iterator<Item = (usize, usize)> + Clone {
+        (0..self.entries(all)).map(move |entry| (self.sequence(entry), self.count(entry, tokens)))
+    }
+
+    /// Whether there is a count for each batch entry and none is beyond `tokens`.
+    pub(super) fn check_counts(&self, all: usize, tokens: usize) -> Result<()> {
+        let Some(counts) = self.counts else {
             return Ok(());
         };
-        if counts.len() != sequences {
+        let (got, wanted) = (counts.len(), self.entries(all));
+        if got != wanted {
             return Err(Error::Buffer {
                 argument: "counts",
-                got: counts.len(),
-                wanted: sequences,
+                got,
+                wanted,
             });
         }
         let beyond = counts.iter().position(|&count| count > tokens);
@@ -72,31 +63,39 @@ impl Counts<'_> {
     }
 }
 
+/// Keys and values, `[batch..., tokens, key_heads, depth]`, for some sequences.
+#[derive(Debug)]
+pub(crate) struct Incoming<'a, T: Element> {
+    pub(crate) key: HostView<'a, T>,
+    pub(crate) value: HostView<'a, T>,
+    pub(crate) to: Targets<'a>,
+    /// The first token that is meant.
+    pub(crate) first: usize,
+    /// How many are meant at most.
+    pub(crate) most: usize,
+}
+
 impl<'a, T: Element> Incoming<'a, T> {
     /// All tokens.
-    pub(crate) const fn new(
-        key: HostView<'a, T>,
-        value: HostView<'a, T>,
-        counts: Counts<'a>,
-    ) -> Self {
+    pub(crate) const fn new(key: HostView<'a, T>, value: HostView<'a, T>, to: Targets<'a>) -> Self {
         Self {
             key,
             value,
-            counts,
+            to,
             first: 0,
             most: usize::MAX,
         }
     }
 
     /// Tokens of a batch entry.
-    fn tokens(&self) -> usize {
+    pub(super) fn tokens(&self) -> usize {
         let shape = self.key.shape();
         shape[shape.rank() - 3]
     }
 
-    /// How many tokens go to a sequence.
-    pub(super) fn count(&self, sequence: usize) -> usize {
-        let all = self.counts.of(sequence, self.tokens());
+    /// How many tokens of a batch entry are meant.
+    pub(super) fn count(&self, entry: usize) -> usize {
+        let all = self.to.count(entry, self.tokens());
         all.saturating_sub(self.first).min(self.most)
     }
 
@@ -107,10 +106,7 @@ impl<'a, T: Element> Incoming<'a, T> {
         key_heads: usize,
         [depth, value_depth]: [usize; 2],
     ) -> Result<()> {
-        let batch = match self.counts {
-            Counts::One(_) => 1,
-            Counts::All | Counts::Each(_) => sequences,
-        };
+        let batch = self.to.entries(sequences);
         for (argument, view, depth) in [
             ("key", &self.key, depth),
             ("value", &self.value, value_depth),
@@ -141,27 +137,17 @@ impl<'a, T: Element> Incoming<'a, T> {
                 right: *value,
             });
         }
-        self.counts.check(sequences, tokens)
+        self.to.check_counts(sequences, tokens)
     }
 
     /// One head of the key of a token, counted from the first that is meant.
-    pub(super) fn key(&self, sequence: usize, token: usize, head: usize) -> Row<'a, T> {
-        row(
-            &self.key,
-            self.counts.entry(sequence),
-            self.first + token,
-            head,
-        )
+    pub(super) fn key(&self, entry: usize, token: usize, head: usize) -> Row<'a, T> {
+        row(&self.key, entry, self.first + token, head)
     }
 
     /// One head of the value of a token.
-    pub(super) fn value(&self, sequence: usize, token: usize, head: usize) -> Row<'a, T> {
-        row(
-            &self.value,
-            self.counts.entry(sequence),
-            self.first + token,
-            head,
-        )
+    pub(super) fn value(&self, entry: usize, token: usize, head: usize) -> Row<'a, T> {
+        row(&self.value, entry, self.first + token, head)
     }
 }
 

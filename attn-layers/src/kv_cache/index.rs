@@ -8,8 +8,12 @@ use core::ops::Range;
 /// The bookkeeping of a cache, in one buffer of the caller's.
 #[derive(Debug)]
 pub(super) struct Index<'c> {
-    /// Tokens that the last call added to each sequence.
+    /// Tokens that the last call added to the sequence of each batch entry.
     pub(super) added: &'c mut [i32],
+    /// Lengths of the sequences that were chosen for a call.
+    chosen_lengths: &'c mut [i32],
+    /// Their rows of the table; for a contiguous cache their numbers: the rows of a sequence are one long page.
+    chosen_table: &'c mut [i32],
     /// Tokens of each sequence.
     pub(super) lengths: &'c mut [i32],
     /// 1 for a sequence that is there.
@@ -65,6 +69,8 @@ impl<'c> Index<'c> {
         let (added, rest) = buffer.split_at_mut(plan.sequences);
         let (lengths, rest) = rest.split_at_mut(plan.sequences);
         let (present, rest) = rest.split_at_mut(plan.sequences);
+        let (chosen_lengths, rest) = rest.split_at_mut(plan.sequences);
+        let (chosen_table, rest) = rest.split_at_mut(plan.sequences * plan.table_width());
         let place = match plan.layout {
             KvLayout::Contiguous { capacity } => Slots::Contiguous { capacity },
             KvLayout::Ring { window, capacity } => Slots::Ring {
@@ -87,6 +93,8 @@ impl<'c> Index<'c> {
         };
         Self {
             added,
+            chosen_lengths,
+            chosen_table,
             lengths,
             present,
             place,
@@ -96,6 +104,8 @@ impl<'c> Index<'c> {
     /// Every sequence empty, and there or not.
     pub(super) fn reset(&mut self, present: bool) {
         self.added.fill(0);
+        self.chosen_lengths.fill(0);
+        self.chosen_table.fill(0);
         self.lengths.fill(0);
         self.present.fill(i32::from(present));
         match &mut self.place {
@@ -175,6 +185,68 @@ impl<'c> Index<'c> {
         }
     }
 
+    /// Whether these sequences are there, each named once.
+    pub(super) fn check_named(&self, sequences: &[usize]) -> Result<()> {
+        for (entry, &sequence) in sequences.iter().enumerate() {
+            self.length(sequence)?;
+            if sequences[..entry].contains(&sequence) {
+                return Err(Error::SequenceTwice { sequence });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether these sequences can be one batch.
+    pub(super) fn check_order(&self, sequences: &[usize]) -> Result<()> {
+        let follow = sequences.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+        match &self.place {
+            Slots::Ring { .. } if !follow => Err(Error::Unsupported {
+                backend: "a ring",
+                feature: "a batch of sequences that do not follow each other",
+                instead: "Name them in the order of their numbers without gaps, or give those between no token",
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sequences the batch of the next call. The choice was checked.
+    pub(super) fn choose(&mut self, sequences: &[usize]) {
+        for (to, &sequence) in self.chosen_lengths.iter_mut().zip(sequences) {
+            *to = self.lengths[sequence];
+        }
+        match &self.place {
+            Slots::Ring { .. } => {}
+            Slots::Contiguous { .. } => {
+                for (to, &sequence) in self.chosen_table.iter_mut().zip(sequences) {
+                    *to = sequence as i32;
+                }
+            }
+            Slots::Paged { table, .. } => {
+                let rows = self.chosen_table.chunks_exact_mut(table.width);
+                for (to, &sequence) in rows.zip(sequences) {
+                    to.copy_from_slice(table.row(sequence));
+                }
+            }
+        }
+    }
+
+    /// Lengths of the first `count` sequences that were chosen.
+    pub(super) fn chosen_lengths(&self, count: usize) -> &[i32] {
+        &self.chosen_lengths[..count]
+    }
+
+    /// Where a kernel finds the row of a token of the first `count` sequences that were chosen.
+    pub(super) fn chosen_place(&self, count: usize) -> Place<'_, Host> {
+        let width = match &self.place {
+            Slots::Ring { .. } => return Place::Ring,
+            Slots::Contiguous { .. } => 1,
+            Slots::Paged { table, .. } => table.width,
+        };
+        Place::Paged {
+            table: Flat::new(&self.chosen_table[..count * width]),
+        }
+    }
+
     /// The tokens of a sequence whose rows are there.
     pub(super) fn held(&self, sequence: usize) -> Result<Range<usize>> {
         let length = self.length(sequence)?;
@@ -206,14 +278,14 @@ impl<'c> Index<'c> {
         }
     }
 
-    /// Whether there is room for `count(sequence)` more tokens of every sequence.
-    pub(super) fn check_room(&self, count: impl Fn(usize) -> usize) -> Result<()> {
+    /// Whether there is room for so many more tokens of these sequences, each named once.
+    pub(super) fn check_room(
+        &self,
+        growth: impl Iterator<Item = (usize, usize)> + Clone,
+    ) -> Result<()> {
+        let growth = growth.filter(|&(_, added)| added > 0);
         let mut pages = 0usize;
-        for sequence in 0..self.lengths.len() {
-            let added = count(sequence);
-            if added == 0 {
-                continue;
-            }
+        for (position, (sequence, added)) in growth.clone().enumerate() {
             let length = self.length(sequence)?;
             let total = length.saturating_add(added);
             let capacity = match &self.place {
@@ -224,7 +296,8 @@ impl<'c> Index<'c> {
                 } => {
                     check_table(sequence, total.div_ceil(*page_size), table.width)?;
                     pages += total.div_ceil(*page_size) - length.div_ceil(*page_size);
-                    pages += usize::from(self.copies_tail(sequence, &count));
+                    let before = growth.clone().take(position).map(|(other, _)| other);
+                    pages += usize::from(self.copies_tail(sequence, before));
                     continue;
                 }
             };
@@ -253,22 +326,22 @@ impl<'c> Index<'c> {
         (length % page_size != 0).then(|| table.row(sequence)[length / page_size])
     }
 
-    /// Whether a sequence must write to a copy of its last page. Of those that share one, each that comes before it in the call has left it by then.
-    fn copies_tail(&self, sequence: usize, count: impl Fn(usize) -> usize) -> bool {
-        let owners = |page| match &self.place {
-            Slots::Paged { pool, .. } => pool.owners(page),
-            Slots::Contiguous { .. } | Slots::Ring { .. } => 1,
+    /// Whether a sequence must write to a copy of its last page. Of those that share one, each that comes `before` it in the call has left it by then.
+    fn copies_tail(&self, sequence: usize, before: impl Iterator<Item = usize>) -> bool {
+        let Slots::Paged { pool, .. } = &self.place else {
+            return false;
         };
         let Some(page) = self.tail(sequence) else {
             return false;
         };
-        if owners(page) == 1 {
-            return false;
-        }
-        let before = (0..sequence)
-            .filter(|&other| count(other) > 0 && self.tail(other) == Some(page))
-            .count();
-        owners(page) - before > 1
+        let owners = pool.owners(page);
+        // Most pages have one, and need no look at the others.
+        owners > 1
+            && owners
+                - before
+                    .filter(|&other| self.tail(other) == Some(page))
+                    .count()
+                > 1
     }
 
     /// Makes a sequence longer. Its room was checked.

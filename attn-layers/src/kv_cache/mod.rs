@@ -16,7 +16,7 @@ use attn_core::{Cached, Dims, Element, Error, Flat, Host, HostView, Place, Resul
 use index::{Copies, Index};
 use rows::Width;
 
-pub(crate) use incoming::{Counts, Incoming};
+pub(crate) use incoming::{Incoming, Targets};
 #[cfg(feature = "alloc")]
 pub use owned::OwnedKvCache;
 pub use plan::{KvCachePlan, KvCacheSizes, KvFormat, KvLayout, RowSizes};
@@ -44,8 +44,8 @@ pub struct KvCacheBuffers<'c, T> {
 ///
 /// let plan = KvCachePlan::new(KvLayout::Contiguous { capacity: 4 }, 2, 1, 1);
 /// let sizes = plan.sizes()?;
-/// assert_eq!((sizes.key.plain, sizes.index), (8, 6));
-/// let (mut keys, mut values, mut index) = ([0.0f32; 8], [0.0f32; 8], [0; 6]);
+/// assert_eq!((sizes.key.plain, sizes.index), (8, 10));
+/// let (mut keys, mut values, mut index) = ([0.0f32; 8], [0.0f32; 8], [0; 10]);
 /// let buffers = KvCacheBuffers {
 ///     key: RowBuffers::Plain(&mut keys),
 ///     value: RowBuffers::Plain(&mut values),
@@ -171,23 +171,24 @@ impl<'c, T: Element> KvCache<'c, T> {
         value: HostView<'_, T>,
         counts: Option<&[usize]>,
     ) -> Result<()> {
-        let counts = counts.map_or(Counts::All, Counts::Each);
-        self.take_in(&Incoming::new(key, value, counts))
+        let sequences = None;
+        self.take_in(&Incoming::new(key, value, Targets { sequences, counts }))
     }
 
-    /// Adds tokens to one sequence: keys `[tokens, key_heads, depth]`, values likewise.
+    /// Adds tokens to some sequences: batch entry `n` is that of sequence `sequences[n]`. One sequence may have no batch axis.
     ///
     /// # Errors
     ///
-    /// As [`KvCache::append`].
+    /// As [`KvCache::append`]; [`Error::SequenceTwice`].
     pub fn append_to(
         &mut self,
-        sequence: usize,
+        sequences: &[usize],
         key: HostView<'_, T>,
         value: HostView<'_, T>,
+        counts: Option<&[usize]>,
     ) -> Result<()> {
-        self.index.length(sequence)?;
-        self.take_in(&Incoming::new(key, value, Counts::One(sequence)))
+        let sequences = Some(sequences);
+        self.take_in(&Incoming::new(key, value, Targets { sequences, counts }))
     }
 
     /// Puts a sequence back to its first `length` tokens. Any sequence can be put back to 0.
@@ -296,38 +297,93 @@ impl<'c, T: Element> KvCache<'c, T> {
         self.cached_for(&Dims::new(&[self.plan.sequences])?)
     }
 
-    /// As a kernel reads it, for queries of these batch axes: as many entries as there are sequences.
-    pub(crate) fn cached_for(&self, batch: &Dims) -> Result<Cached<'_, Host, T>> {
-        let place = self.index.place();
+    /// Some sequences as a kernel reads them, for queries of one batch axis, and how long they are: entry `n` is sequence `sequences[n]`.
+    ///
+    /// A contiguous cache is then one of pages as long as its capacity. The sequences of a ring must follow each other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::SequenceUnknown`], [`Error::SequenceTwice`]; [`Error::Unsupported`] for such sequences of a ring.
+    pub fn as_cached_of(
+        &mut self,
+        sequences: &[usize],
+    ) -> Result<(Cached<'_, Host, T>, Sequences<'_, Host>)> {
+        self.check_choice(sequences)?;
+        let batch = Dims::new(&[sequences.len()])?;
+        let to = Targets {
+            sequences: Some(sequences),
+            counts: None,
+        };
+        self.seen_by(to, &batch, false)
+    }
+
+    /// What the queries of a call see, which are the tokens that were appended last, or as many for every batch entry. The targets were checked.
+    pub(crate) fn seen_by(
+        &mut self,
+        to: Targets<'_>,
+        batch: &Dims,
+        appended: bool,
+    ) -> Result<(Cached<'_, Host, T>, Sequences<'_, Host>)> {
+        if let Some(sequences) = to.sequences {
+            self.index.choose(sequences);
+        }
+        let entries = to.entries(self.plan.sequences);
+        let (cached, lengths) = match to.sequences {
+            None => (self.cached_for(batch)?, &*self.index.lengths),
+            Some(sequences) => (
+                self.chosen(sequences, batch)?,
+                self.index.chosen_lengths(entries),
+            ),
+        };
+        let added = Flat::new(&self.index.added[..entries]);
+        let lengths = Sequences::Padded {
+            key_lengths: Flat::new(lengths),
+            query_lengths: appended.then_some(added),
+        };
+        Ok((cached, lengths))
+    }
+
+    fn cached_for(&self, batch: &Dims) -> Result<Cached<'_, Host, T>> {
+        self.cached(self.index.place(), 0, batch, self.longest())
+    }
+
+    /// The sequences that were chosen.
+    fn chosen(&self, sequences: &[usize], batch: &Dims) -> Result<Cached<'_, Host, T>> {
+        let place = self.index.chosen_place(sequences.len());
+        let lengths = self.index.chosen_lengths(sequences.len());
+        let longest = lengths.iter().copied().max().unwrap_or(0) as usize;
+        let first = sequences.first().copied().unwrap_or(0);
+        self.cached(place, first, batch, longest)
+    }
+
+    /// Rows from those of sequence `first` on, or all pages.
+    fn cached<'s>(
+        &'s self,
+        place: Place<'s, Host>,
+        first: usize,
+        batch: &Dims,
+        length: usize,
+    ) -> Result<Cached<'s, Host, T>> {
         let [outer, inner] = self.plan.row_axes();
-        let shape = match place {
-            Place::Paged { .. } => Dims::new(&[outer, inner])?,
-            Place::Contiguous | Place::Ring => batch.push(inner)?,
+        let (first, shape) = match place {
+            Place::Paged { .. } => (0, Dims::new(&[outer, inner])?),
+            Place::Contiguous | Place::Ring => (first * inner, batch.push(inner)?),
         };
         let (key, value) = self.widths();
         Ok(Cached {
-            key: self.key.as_rows(key, &shape)?,
-            value: self.value.as_rows(value, &shape)?,
+            key: self.key.as_rows(key, first, &shape)?,
+            value: self.value.as_rows(value, first, &shape)?,
             place,
-            length: self.longest(),
+            length,
         })
     }
 
-    /// How long each sequence is, for a call in which every batch entry has the same number of queries.
+    /// How long each sequence is.
     #[must_use]
     pub fn key_lengths(&self) -> Sequences<'_, Host> {
         Sequences::Padded {
             key_lengths: Flat::new(self.index.lengths),
             query_lengths: None,
-        }
-    }
-
-    /// How long each sequence is, for a call whose queries are the tokens that were appended last.
-    #[must_use]
-    pub fn appended(&self) -> Sequences<'_, Host> {
-        Sequences::Padded {
-            key_lengths: Flat::new(self.index.lengths),
-            query_lengths: Some(Flat::new(self.index.added)),
         }
     }
 
@@ -360,31 +416,42 @@ impl<'c, T: Element> KvCache<'c, T> {
     pub(crate) fn check(&self, incoming: &Incoming<'_, T>) -> Result<()> {
         let depths = [self.plan.depth, self.plan.value_depth];
         incoming.check(self.plan.sequences, self.plan.key_heads, depths)?;
-        self.check_room(|sequence| incoming.count(sequence))?;
-        for sequence in 0..self.plan.sequences {
-            for token in 0..incoming.count(sequence) {
-                self.check_token(incoming, sequence, token)?;
+        self.check_room(incoming.to, incoming.tokens())?;
+        for entry in 0..incoming.to.entries(self.plan.sequences) {
+            for token in 0..incoming.count(entry) {
+                self.check_token(incoming, entry, token)?;
             }
         }
         Ok(())
     }
 
-    /// Whether there is room for so many tokens of every sequence.
-    pub(crate) fn check_room(&self, count: impl Fn(usize) -> usize) -> Result<()> {
-        self.index.check_room(count)
+    /// Whether the sequences are there, each named once, and have room for their tokens.
+    pub(crate) fn check_room(&self, to: Targets<'_>, tokens: usize) -> Result<()> {
+        let all = self.plan.sequences;
+        to.check_counts(all, tokens)?;
+        if let Some(sequences) = to.sequences {
+            self.index.check_named(sequences)?;
+        }
+        self.index.check_room(to.growth(all, tokens))
+    }
+
+    /// Whether these sequences can be the batch of a call.
+    pub(crate) fn check_choice(&self, sequences: &[usize]) -> Result<()> {
+        self.index.check_named(sequences)?;
+        self.index.check_order(sequences)
     }
 
     /// Whether the formats can hold a token.
-    fn check_token(&self, incoming: &Incoming<'_, T>, sequence: usize, token: usize) -> Result<()> {
+    fn check_token(&self, incoming: &Incoming<'_, T>, entry: usize, token: usize) -> Result<()> {
         for head in 0..self.plan.key_heads {
-            let key = incoming.key(sequence, token, head);
-            let value = incoming.value(sequence, token, head);
+            let key = incoming.key(entry, token, head);
+            let value = incoming.value(entry, token, head);
             for (argument, rows, row) in [("key", &self.key, key), ("value", &self.value, value)] {
                 if let Some(format) = rows.refuses(&row) {
                     return Err(Error::NotQuantizable {
                         argument,
                         format,
-                        sequence,
+                        sequence: incoming.to.sequence(entry),
                         token,
                     });
                 }
@@ -395,30 +462,25 @@ impl<'c, T: Element> KvCache<'c, T> {
 
     /// Writes tokens that were checked, or parts of them one after the other.
     pub(crate) fn write(&mut self, incoming: &Incoming<'_, T>) {
-        for sequence in 0..self.plan.sequences {
-            let count = incoming.count(sequence);
-            self.index.added[sequence] = count as i32;
+        for entry in 0..incoming.to.entries(self.plan.sequences) {
+            let (sequence, count) = (incoming.to.sequence(entry), incoming.count(entry));
             let first = self.index.lengths[sequence] as usize;
             let copies = self.index.grow(sequence, count);
             self.copy(copies);
             for token in self.index.overwritten(count)..count {
                 let row = self.index.row(sequence, first + token);
-                self.write_token(incoming, [sequence, token], row);
+                self.write_token(incoming, [entry, token], row);
             }
+            self.index.added[entry] = count as i32;
         }
     }
 
-    fn write_token(
-        &mut self,
-        incoming: &Incoming<'_, T>,
-        [sequence, token]: [usize; 2],
-        row: usize,
-    ) {
+    fn write_token(&mut self, incoming: &Incoming<'_, T>, [entry, token]: [usize; 2], row: usize) {
         let (key_width, value_width) = self.widths();
         for head in 0..self.plan.key_heads {
-            let key = incoming.key(sequence, token, head);
+            let key = incoming.key(entry, token, head);
             self.key.write(key_width, row, head, &key);
-            let value = incoming.value(sequence, token, head);
+            let value = incoming.value(entry, token, head);
             self.value.write(value_width, row, head, &value);
         }
     }

@@ -18,7 +18,7 @@ use attn_core::{Dims, Element, Result};
 /// let prompt = cache.add()?;
 /// let rows = [0.5f32; 96];
 /// let rows = HostView::new(&rows, &[3, 1, 32])?; // [tokens, key_heads, depth]
-/// cache.append_to(prompt, rows, rows)?;
+/// cache.append_to(&[prompt], rows, rows, None)?;
 ///
 /// let answer = cache.fork(prompt)?; // takes no page
 /// assert_eq!((cache.length(answer)?, cache.free_pages()), (3, Some(2)));

@@ -185,7 +185,7 @@ impl KvCachePlan {
     }
 
     /// Tokens that all buffers have rows for.
-    pub(crate) fn rows(&self) -> Result<usize> {
+    fn rows(&self) -> Result<usize> {
         let [outer, inner] = self.row_axes();
         outer
             .checked_mul(inner)
@@ -193,7 +193,7 @@ impl KvCachePlan {
     }
 
     /// The axes before those of heads: sequences and capacity, or pages and their size.
-    pub(crate) const fn row_axes(&self) -> [usize; 2] {
+    pub(super) const fn row_axes(&self) -> [usize; 2] {
         match self.layout {
             KvLayout::Contiguous { capacity } | KvLayout::Ring { capacity, .. } => {
                 [self.sequences, capacity]
@@ -269,23 +269,34 @@ impl KvCachePlan {
         })
     }
 
-    fn index_size(&self) -> Result<usize> {
-        let of_layout = match self.layout {
-            KvLayout::Contiguous { .. } => Some(0),
-            KvLayout::Ring { .. } => Some(self.sequences),
+    /// Numbers of each sequence in a table of pages.
+    pub(super) const fn table_width(&self) -> usize {
+        match self.layout {
+            // Its rows are one long page where a call chooses sequences.
+            KvLayout::Contiguous { .. } => 1,
+            KvLayout::Ring { .. } => 0,
             KvLayout::Paged {
-                pages,
-                pages_per_sequence,
-                ..
-            } => (self.sequences)
-                .checked_mul(pages_per_sequence)
-                .and_then(|table| table.checked_add(pages)?.checked_add(2)),
+                pages_per_sequence, ..
+            } => pages_per_sequence,
+        }
+    }
+
+    fn index_size(&self) -> Result<usize> {
+        // Tokens added, lengths, which are there, lengths that were chosen, and their pages; then what a layout keeps of its own.
+        let (each, pool) = match self.layout {
+            KvLayout::Contiguous { .. } => (4, 0),
+            KvLayout::Ring { .. } => (5, 0),
+            KvLayout::Paged { pages, .. } => (4, pages.saturating_add(2)),
         };
-        let of_sequences = self.sequences.checked_mul(3);
-        of_layout
-            .zip(of_sequences)
-            .and_then(|(layout, sequences)| layout.checked_add(sequences))
-            .ok_or_else(|| self.too_large("page table"))
+        let tables = match self.layout {
+            KvLayout::Contiguous { .. } | KvLayout::Ring { .. } => 1,
+            KvLayout::Paged { .. } => 2,
+        };
+        let total = || {
+            let each = self.table_width().checked_mul(tables)?.checked_add(each)?;
+            self.sequences.checked_mul(each)?.checked_add(pool)
+        };
+        total().ok_or_else(|| self.too_large("page table"))
     }
 
     fn too_large(&self, argument: &'static str) -> Error {

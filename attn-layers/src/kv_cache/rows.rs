@@ -2,7 +2,7 @@
 
 use super::plan::{KvFormat, RowSizes};
 use super::quantize::{self, Row};
-use attn_core::{Element, Error, Flat, Host, HostView, Result, Rows};
+use attn_core::{Dims, Element, Error, Flat, Host, HostView, Result, Rows};
 
 /// The buffers for keys, or for values, that a cache keeps its rows in; [`KvCachePlan::sizes`](crate::KvCachePlan::sizes) gives their lengths.
 #[derive(Debug)]
@@ -114,21 +114,37 @@ impl<T: Element> RowBuffers<'_, T> {
         }
     }
 
-    /// As a kernel reads them, `[shape..., heads, depth]`.
-    pub(super) fn as_rows(&self, width: Width, shape: &[usize]) -> Result<Rows<'_, Host, T>> {
-        let shape = attn_core::Dims::new(shape)?;
-        let shaped = |depth| shape.concat(&[width.heads, depth]);
+    /// Some rows as a kernel reads them, `[shape..., heads, depth]`, from row `first` on.
+    pub(super) fn as_rows(
+        &self,
+        width: Width,
+        first: usize,
+        shape: &Dims,
+    ) -> Result<Rows<'_, Host, T>> {
+        let Width { heads, depth } = width;
+        let count = shape.elements()?;
+        let shaped = |depth| shape.concat(&[heads, depth]);
         Ok(match self {
-            Self::Plain(numbers) => Rows::Plain(HostView::new(numbers, &shaped(width.depth)?)?),
+            Self::Plain(numbers) => {
+                let numbers = rows(numbers, heads * depth, first, count);
+                Rows::Plain(HostView::new(numbers, &shaped(depth)?)?)
+            }
             Self::Int8 { values, scales } => Rows::Int8 {
-                values: HostView::new(values, &shaped(width.depth)?)?,
-                scales: Flat::new(&**scales),
+                values: HostView::new(rows(values, heads * depth, first, count), &shaped(depth)?)?,
+                scales: Flat::new(rows(scales, heads, first, count)),
             },
-            Self::Q8_0(bytes) => Rows::Q8_0 {
-                bytes: HostView::new(bytes, &shaped(block_bytes(width.depth))?)?,
-            },
+            Self::Q8_0(bytes) => {
+                let bytes = rows(bytes, heads * block_bytes(depth), first, count);
+                Rows::Q8_0 {
+                    bytes: HostView::new(bytes, &shaped(block_bytes(depth))?)?,
+                }
+            }
         })
     }
+}
+
+fn rows<N>(buf: &[N], row: usize, first: usize, count: usize) -> &[N] {
+    &buf[first * row..][..count * row]
 }
 
 const fn block_bytes(depth: usize) -> usize {

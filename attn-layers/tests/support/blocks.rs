@@ -1,4 +1,8 @@
 //! The quantised formats of caches once more, written for nothing but to be read.
+#![allow(
+    dead_code,
+    reason = "every test file has its own copy and uses a part of it"
+)]
 
 use attn_layers::f16;
 
