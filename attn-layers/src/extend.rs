@@ -15,6 +15,29 @@ use attn_core::{
 };
 
 /// The next tokens of the sequences of a cache.
+///
+/// ```no_run
+/// # use attn_layers::{Cpu, Dense, KvCachePlan, KvLayout, OwnedScratch, Params};
+/// use attn_layers::{Dims, HostView, HostViewMut, MultiHeadDotProductAttentionF32, NextTokens, OwnedKvCache};
+/// # let layer = MultiHeadDotProductAttentionF32 { use_bias: false, ..MultiHeadDotProductAttentionF32::new(1) };
+/// # let (cpu, one) = (Cpu::detect(), [1.0f32]);
+/// # let dense = Dense { kernel: HostView::new(&one, &[1, 1, 1])?.into(), bias: None };
+/// # let params = Params { query: dense, key: dense, value: dense, out: dense, query_ln: None, key_ln: None };
+/// # let mut owned = OwnedKvCache::new(KvCachePlan::new(KvLayout::Contiguous { capacity: 8 }, 2, 1, 1))?;
+///
+/// // A prompt of three tokens and a single token, in one call.
+/// let shape = Dims::new(&[2, 3, 1])?; // [batch, tokens, features]
+/// let x = [0.5, 0.5, 0.5, 2.0, 0.0, 0.0];
+/// let tokens = NextTokens::new(HostView::new(&x, &shape)?).with_counts(Some(&[3, 1]));
+///
+/// let plan = layer.plan(&shape, &shape, &shape)?;
+/// let mut scratch = OwnedScratch::new(&plan.extend_scratch::<f32, _>(&cpu, owned.plan(), 8))?;
+/// let mut y = [0.0; 6];
+/// let out = HostViewMut::new(&mut y, &shape)?;
+/// layer.extend(&cpu, &plan, &params, &tokens, &mut owned.borrow(), out, &mut scratch.borrow())?;
+/// assert_eq!(y[..4], [0.5, 0.5, 0.5, 2.0]);
+/// # Ok::<(), attn_layers::Error>(())
+/// ```
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug, Clone, Copy))]
 #[derive(Debug)]
 pub struct NextTokens<'a, T: Element> {
@@ -117,7 +140,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     /// `plan` is that of the tokens' inputs, `[batch..., tokens, features]`, whose batch entries are the cache's sequences; `out` is `[batch..., tokens, out_features]`, and what it holds of padding
     /// is of no use. [`Plan::extend_scratch`] says how much scratch it takes.
     ///
-    /// A cache in the call's own type gives the same bits however tokens are cut into calls. In a quantised one they may differ where a backend rounds queries as it goes.
+    /// The bits are the same however tokens are cut into calls, and whoever is beside them.
     ///
     /// # Errors
     ///

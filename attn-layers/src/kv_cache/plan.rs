@@ -15,7 +15,7 @@ pub enum KvLayout {
     /// Every sequence keeps its last tokens, however long it grows; queries see a window of them.
     ///
     /// What there is room for beyond the window is what a sequence can be put back by, and it lets more tokens be added at once:
-    /// `capacity - window + 1` in the middle of a sequence. Four times the window is a good capacity for long prompts, the window itself the smallest.
+    /// `capacity - window + 1` in one pass, of which a long prompt takes many.
     Ring {
         /// Keys that a query sees, its own among them.
         window: usize,
