@@ -323,7 +323,7 @@ impl<'c> Index<'c> {
             return None;
         };
         let length = self.lengths[sequence] as usize;
-        (length % page_size != 0).then(|| table.row(sequence)[length / page_size])
+        (!length.is_multiple_of(*page_size)).then(|| table.row(sequence)[length / page_size])
     }
 
     /// Whether a sequence must write to a copy of its last page. Of those that share one, each that comes `before` it in the call has left it by then.

@@ -1,8 +1,7 @@
 //! What a cache is like, and how much memory that takes.
 
-use attn_core::{Dims, Element, Error, Result, Rows};
-
-type Block = Rows<'static, attn_core::Host, f32>;
+use super::quantize::{BLOCK, BLOCK_BYTES};
+use attn_core::{Dims, Element, Error, Result};
 
 /// Where the rows of a cache's sequences lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -311,15 +310,15 @@ impl KvCachePlan {
 
 /// Bytes of a row of this many numbers.
 fn q8_0_bytes(argument: &'static str, depth: usize) -> Result<usize> {
-    if depth % Block::BLOCK != 0 {
+    if !depth.is_multiple_of(BLOCK) {
         return Err(Error::BlockDepth {
             argument,
             got: depth,
-            block: Block::BLOCK,
+            block: BLOCK,
         });
     }
     // Cannot overflow to a small number: a depth near it is refused with its buffer.
-    Ok((depth / Block::BLOCK).saturating_mul(Block::BLOCK_BYTES))
+    Ok((depth / BLOCK).saturating_mul(BLOCK_BYTES))
 }
 
 impl RowSizes {

@@ -3,12 +3,12 @@
 //! A factor is the largest magnitude over 127, an integer the number over the factor, rounded to nearest, ties away from zero. All in `f32`, into which numbers of
 //! an `f64` call are rounded first.
 
-use attn_core::{Element, f16};
+use attn_core::{Element, Host, Rows, f16};
 
 /// Numbers that are gathered at a time; the block of `q8_0`.
-pub(super) const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = Rows::<'static, Host, f32>::BLOCK;
 /// Bytes of a block of `q8_0`.
-pub(super) const BLOCK_BYTES: usize = 34;
+pub(super) const BLOCK_BYTES: usize = Rows::<'static, Host, f32>::BLOCK_BYTES;
 
 /// The numbers of one head of one token, wherever they lie.
 #[derive(Clone, Copy)]
@@ -58,19 +58,19 @@ impl<T: Element> Row<'_, T> {
             .fold(0.0, f32::max)
     }
 
-    /// Whether [`Row::to_int8`] has a factor for this row.
+    /// Whether [`Row::write_int8`] has a factor for this row.
     pub(super) fn fits_int8(&self) -> bool {
         self.largest().is_finite()
     }
 
-    /// Whether [`Row::to_q8_0`] has factors for this row.
+    /// Whether [`Row::write_q8_0`] has factors for this row.
     pub(super) fn fits_q8_0(&self) -> bool {
         self.blocks()
             .all(|block| f16::from_f32(largest(&block) / 127.0).is_finite())
     }
 
     /// Integers, one for each number, and their factor.
-    pub(super) fn to_int8(&self, to: &mut [i8]) -> f32 {
+    pub(super) fn write_int8(&self, to: &mut [i8]) -> f32 {
         let (factor, inverse) = factors(self.largest());
         for (block, to) in self.blocks().zip(to.chunks_mut(BLOCK)) {
             let integers = integers(&block, inverse);
@@ -80,7 +80,7 @@ impl<T: Element> Row<'_, T> {
     }
 
     /// Blocks of a factor and 32 integers.
-    pub(super) fn to_q8_0(&self, to: &mut [u8]) {
+    pub(super) fn write_q8_0(&self, to: &mut [u8]) {
         for (block, to) in self.blocks().zip(to.chunks_exact_mut(BLOCK_BYTES)) {
             let (factor, inverse) = factors(largest(&block));
             let (head, body) = to.split_at_mut(BLOCK_BYTES - BLOCK);
@@ -193,7 +193,7 @@ mod tests {
         for tiny in [f32::from_bits(1), 1e-40, 3e-39, 1e-37] {
             let numbers = [tiny, -tiny, 0.0];
             let (mut integers, mut back) = ([99; 3], [9.0f32; 3]);
-            let factor = row(&numbers).to_int8(&mut integers);
+            let factor = row(&numbers).write_int8(&mut integers);
             from_int8(&integers, factor, &mut back);
             assert!(back.iter().all(|x| x.abs() <= tiny * 1.01), "{tiny:e}");
             assert_eq!(integers[0], -integers[1]);

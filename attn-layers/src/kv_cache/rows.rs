@@ -75,9 +75,9 @@ impl<T: Element> RowBuffers<'_, T> {
         match self {
             Self::Plain(numbers) => row.copy_to(part(numbers, at, width.depth)),
             Self::Int8 { values, scales } => {
-                scales[at] = row.to_int8(part(values, at, width.depth));
+                scales[at] = row.write_int8(part(values, at, width.depth));
             }
-            Self::Q8_0(bytes) => row.to_q8_0(part(bytes, at, block_bytes(width.depth))),
+            Self::Q8_0(bytes) => row.write_q8_0(part(bytes, at, block_bytes(width.depth))),
         }
     }
 
