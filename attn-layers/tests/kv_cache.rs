@@ -1,5 +1,4 @@
 //! Caches hold what they were given, whatever is done to them, and are as they were after an error.
-#![expect(clippy::std_instead_of_core, reason = "a test has std")]
 
 #[path = "support/blocks.rs"]
 mod blocks;
@@ -22,7 +21,7 @@ fn numbers<T: Element>(token: u64, salt: u64, depth: usize) -> Vec<T> {
     let mut next = || {
         state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
         // A row in five is all zeros: its factor is 0.
-        let size = f64::from(u8::from(token % 5 != 0));
+        let size = f64::from(u8::from(!token.is_multiple_of(5)));
         ((state >> 40) as f64 / f64::from(1 << 23) - 1.0) * 3.0 * size
     };
     (0..HEADS * depth).map(|_| T::from_f64(next())).collect()
@@ -217,7 +216,7 @@ impl Model {
                     return Err(Fault::TableFull);
                 }
                 let tail = length / page_size;
-                if length % page_size != 0 && self.owners(one.pages[tail]) > 1 {
+                if !length.is_multiple_of(page_size) && self.owners(one.pages[tail]) > 1 {
                     one.pages[tail] = self.new_page();
                 }
                 while one.pages.len() * page_size < total {
