@@ -316,6 +316,22 @@ pub enum Error {
         /// The softcap.
         got: f64,
     },
+    /// Elements of a row that are to turn by a rotary embedding and are not pairs, or more than there are.
+    RotaryDim {
+        /// Elements that are to turn.
+        got: usize,
+        /// Elements of a row.
+        depth: usize,
+    },
+    /// A number of a rotary embedding that cannot be.
+    Rotary {
+        /// The field.
+        field: &'static str,
+        /// The number.
+        got: f64,
+        /// What it must be.
+        wanted: &'static str,
+    },
     /// A number in an array of lengths, pages or the like that cannot be.
     Entry {
         /// The argument.
@@ -478,6 +494,13 @@ impl fmt::Display for Error {
             Self::Zero { argument } => write!(f, "`{argument}` is 0; at least 1 is needed. Set it"),
             Self::Softcap { got } => {
                 write!(f, "`softcap` is {got}; it must be a finite number above 0. Leave it out to cap nothing")
+            }
+            Self::RotaryDim { got, depth } => write!(
+                f,
+                "{got} elements of a row are to turn in pairs, of {depth} that it has; that must be even and at most {depth}. Set `rotary_dim`"
+            ),
+            Self::Rotary { field, got, wanted } => {
+                write!(f, "`{field}` of the rotary embedding is {got}; it must be {wanted}. Take it from the model's configuration")
             }
             Self::Entry { argument, index, got, least, most } => write!(
                 f,

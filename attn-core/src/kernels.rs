@@ -3,8 +3,10 @@
 use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
+use crate::merge::Merge;
 use crate::projection::{Packing, Projection};
 use crate::request::{Attention, AttentionShape};
+use crate::rotary::Rotate;
 use crate::view::{Storage, View, ViewMut};
 
 /// A place that computes: a CPU with a chosen instruction set, or a device.
@@ -166,4 +168,34 @@ pub trait Kernels<T: Element>: Backend {
         call: AttentionBackward<'_, Self::Storage, T>,
         scratch: &mut <Self::Storage as Storage>::Buf<T::Acc>,
     ) -> Result<(), Self::Error>;
+
+    /// Rotary position embedding of queries or keys, in place: cosine and sine rounded to `T::Acc`, the rotation in it, rounded once.
+    /// A row has the same bits whatever lies beside it.
+    ///
+    /// # Errors
+    ///
+    /// What [`Rotate::shape`] and [`Rotate::check_ids`] find, [`Error::Strides`], [`Error::Unsupported`] if the backend does not rotate, and the backend's own.
+    fn rotate(&self, _call: Rotate<'_, Self::Storage, T>) -> Result<(), Self::Error> {
+        Err(Error::Unsupported {
+            backend: self.name(),
+            feature: "rotary embeddings",
+            instead: "Use a backend that does, or rotate queries and keys before",
+        }
+        .into())
+    }
+
+    /// Attention over all keys from attention over parts of them, weighed in `T::Acc` or wider, rounded once. A row has the same bits
+    /// whatever lies beside it.
+    ///
+    /// # Errors
+    ///
+    /// What [`Merge::shape`] finds, [`Error::Strides`], [`Error::Unsupported`] if the backend does not merge, and the backend's own.
+    fn merge(&self, _call: Merge<'_, Self::Storage, T>) -> Result<(), Self::Error> {
+        Err(Error::Unsupported {
+            backend: self.name(),
+            feature: "merging partial results",
+            instead: "Use a backend that does, or attend to all keys at once",
+        }
+        .into())
+    }
 }

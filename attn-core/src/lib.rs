@@ -14,6 +14,8 @@
 //! | [`source`] | where keys and values come from: arrays, caches |
 //! | [`random`], [`dropout`] | JAX's keys and bits; which weights are dropped |
 //! | [`request`], [`backward`] | one attention call as a value; one call for its gradients |
+//! | [`rotary`] | rotary position embeddings: frequencies, tables, one rotation as a value |
+//! | [`merge`] | attention over parts of the keys, put together |
 //! | [`projection`] | one dense layer as a value, its kernel as it lies or packed |
 //! | [`kernels`] | what a backend computes |
 //! | [`error`] | one error type: argument, got, wanted, what to do |
@@ -45,14 +47,17 @@ pub mod backward;
 pub mod conformance;
 pub mod dropout;
 pub mod dtype;
+mod elementary;
 pub mod error;
 pub mod kernels;
 pub mod layout;
 pub mod mask;
+pub mod merge;
 pub mod position;
 pub mod projection;
 pub mod random;
 pub mod request;
+pub mod rotary;
 pub mod scores;
 pub mod source;
 pub mod view;
@@ -66,9 +71,11 @@ pub use half::{bf16, f16};
 pub use kernels::{Backend, Kernels};
 pub use layout::{Dims, Layout};
 pub use mask::{FullyMasked, Mask};
+pub use merge::{Merge, Partial};
 pub use position::{Alignment, Causal, Window};
 pub use projection::{DenseKernel, PackedKernel, Packing, Projection, RowOrder};
 pub use request::{Attention, AttentionShape, Outputs};
+pub use rotary::{Pairing, Positions, Rotary, RotaryScaling, RotaryTable, Rotate};
 pub use scores::{Alibi, Relative, Scale, Scores, Stage};
 pub use source::{Cached, KeyValue, Place, Rows};
 pub use view::{

@@ -390,6 +390,8 @@ macro_rules! faults_found_by {
 mod dense_fault_found;
 #[path = "conformance/few.rs"]
 mod few_queries_fault_found;
+#[path = "conformance/rotary.rs"]
+mod rotary_fault_found;
 #[path = "conformance/training.rs"]
 mod training_fault_found;
 

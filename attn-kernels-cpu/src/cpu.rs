@@ -4,10 +4,10 @@ use crate::element::Stored;
 use crate::isa::Isa;
 use crate::simd::Level;
 use crate::threads::{Jobs, Threads, Work};
-use crate::{attend, attend_backward, normalize, pack, project};
+use crate::{attend, attend_backward, merge, normalize, pack, project, rotate};
 use attn_core::{
     Attention, AttentionBackward, AttentionShape, Backend, Error, Host, HostView, HostViewMut,
-    Kernels, NormalizeBackward, Packing, Projection, ProjectionBackward, Result,
+    Kernels, Merge, NormalizeBackward, Packing, Projection, ProjectionBackward, Result, Rotate,
 };
 
 /// A CPU with a chosen instruction set and threads.
@@ -205,6 +205,14 @@ macro_rules! impl_kernels {
 
             fn attend_backward(&self, call: AttentionBackward<'_, Host, $type>, scratch: &mut [$acc]) -> Result<()> {
                 attend_backward::attend_backward(self, call, scratch)
+            }
+
+            fn rotate(&self, call: Rotate<'_, Host, $type>) -> Result<()> {
+                rotate::rotate(self, call)
+            }
+
+            fn merge(&self, call: Merge<'_, Host, $type>) -> Result<()> {
+                merge::merge(self, call)
             }
         }
     )+};

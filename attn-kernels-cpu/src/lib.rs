@@ -32,6 +32,7 @@
 //! | `project`, `dense`, `matrix` | dense layers; products of matrices; their rows, and copies of their parts |
 //! | `pack`, `gemm` | kernels packed beforehand; the door to matrixmultiply |
 //! | `normalize` | layer norm and its gradients |
+//! | `rotate`, `merge` | rotary embeddings; attention over parts of the keys, put together |
 //! | `buffers`, `prefetch` | what the caller's buffers must be like; asking for memory early |
 //! | `threads`, `shared` | jobs on threads; one output written by several |
 //!
@@ -62,12 +63,14 @@ mod halves;
 mod heads;
 mod isa;
 mod matrix;
+mod merge;
 mod micro;
 mod normalize;
 mod pack;
 mod prefetch;
 mod products;
 mod project;
+mod rotate;
 mod scores;
 mod shared;
 mod simd;

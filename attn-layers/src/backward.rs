@@ -25,7 +25,7 @@ pub struct Residuals<'a> {
     params: &'a dyn ParamSource,
     /// Its cache is taken out.
     call: Call<'a>,
-    /// Before the layer norms, which are made again.
+    /// Before the layer norms and the rotation, which are made again.
     raw: Projected,
     context: Tensor,
     kept: Kept,
@@ -51,8 +51,8 @@ pub(crate) fn forward<'a, B: HostKernels>(
     let access = core::mem::take(&mut call.cache);
     let pass = Pass::new(layer, backend, params, &call)?;
     let raw = pass.project_raw(&call)?;
-    let normalized = pass.normalized(&raw)?;
-    let heads = heads_of(&raw, normalized.as_ref());
+    let prepared = pass.prepared(&raw)?;
+    let heads = heads_of(&raw, prepared.as_ref());
     let absent = match (layer.decode, access) {
         (false, _) => None,
         (true, CacheAccess::None) => return Err(Error::CacheMissing),
@@ -103,7 +103,9 @@ pub(crate) fn backward<B: HostKernels>(
     let call = &residuals.call;
     let pass = Pass::new(layer, backend, residuals.params, call)?;
     let out = pass.out_backward(residuals, d_out)?;
-    let heads = pass.core_backward(residuals, out.input)?;
+    let [query, key, value] = pass.core_backward(residuals, out.input)?;
+    let [query, key] = [query, key].map(|gradient| pass.rotate(gradient, 0, true));
+    let heads = [query?, key?, value];
     let (heads, scales) = pass.normalize_backward(&residuals.raw, heads)?;
     let mut sums = InputSums::new(call)?;
     let inputs = resolve(call)?;
@@ -140,9 +142,9 @@ const PATHS: [(&str, &str); 3] = [
 ];
 
 /// What the core read.
-fn heads_of<'t>(raw: &'t Projected, normalized: Option<&'t [Tensor; 2]>) -> Heads<'t> {
+fn heads_of<'t>(raw: &'t Projected, prepared: Option<&'t [Tensor; 2]>) -> Heads<'t> {
     let heads = raw.heads();
-    match normalized {
+    match prepared {
         None => heads,
         Some([query, key]) => Heads {
             query: query.view(),
@@ -153,15 +155,13 @@ fn heads_of<'t>(raw: &'t Projected, normalized: Option<&'t [Tensor; 2]>) -> Head
 }
 
 impl<B: HostKernels> Pass<'_, '_, B> {
-    /// Queries and keys after the layer norms, if there are any.
-    fn normalized(&self, raw: &Projected) -> Result<Option<[Tensor; 2]>> {
-        if !self.layer.normalize_qk {
+    /// Queries and keys after the layer norms and the rotation, if there is either.
+    fn prepared(&self, raw: &Projected) -> Result<Option<[Tensor; 2]>> {
+        if !self.layer.normalize_qk && self.layer.rotary.is_none() {
             return Ok(None);
         }
-        Ok(Some([
-            self.normalize("query_ln", raw.query.clone())?,
-            self.normalize("key_ln", raw.key.clone())?,
-        ]))
+        let raw = [raw.query.clone(), raw.key.clone()];
+        self.prepare(raw, 0).map(Some)
     }
 
     /// Only floats have gradients: integer inputs go without, integer parameters are not what was meant.
@@ -202,8 +202,8 @@ impl<B: HostKernels> Pass<'_, '_, B> {
         let Residuals {
             call, raw, chance, ..
         } = residuals;
-        let normalized = self.normalized(raw)?;
-        let heads = heads_of(raw, normalized.as_ref());
+        let prepared = self.prepared(raw)?;
+        let heads = heads_of(raw, prepared.as_ref());
         if let Some(function) = self.layer.attention_fn {
             let args = self.attention_args(call, call.mask, *chance)?;
             let Heads { query, key, value } = &heads;

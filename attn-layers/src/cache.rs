@@ -10,7 +10,7 @@ use attn_core::{Dims, Error, Result};
 /// again, as `lax.dynamic_update_slice` does it. Unlike there, keys of a smaller batch than the cache's are an error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnyCache {
-    /// `cached_key`, `[batch..., max_length, heads, head_dim]`, normalised where the layer does.
+    /// `cached_key`, `[batch..., max_length, heads, head_dim]`, normalised and rotated where the layer does.
     pub cached_key: Tensor,
     /// `cached_value`, `[batch..., max_length, heads, head_dim]`.
     pub cached_value: Tensor,

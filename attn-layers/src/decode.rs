@@ -26,7 +26,7 @@ pub enum OnFull {
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
 #[derive(Debug)]
 pub struct DecodeCache<'c, S: Storage, T: Element> {
-    /// Keys, normalised already where the layer does.
+    /// Keys, normalised and rotated already where the layer does.
     pub cached_key: ViewMut<'c, S, T>,
     /// Values.
     pub cached_value: ViewMut<'c, S, T>,
@@ -78,6 +78,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         let max_length = check_cache(plan, cache)?;
         inputs.check(plan, max_length)?;
         refuse_unsupported(inputs)?;
+        self.check_rotary(plan, inputs, cache.cache_index)?;
         same("output", out.shape(), plan.output()?)?;
         let tokens = plan.query_length;
         let free = max_length.saturating_sub(cache.cache_index);
@@ -170,6 +171,13 @@ impl<B: Kernels<T>, T: Element> Decoding<'_, B, T> {
             let slots = narrow(cache.cached_key.layout(), axis, part.slot, part.count)?;
             let key = ViewMut::with_layout(cache.cached_key.buf_mut(), slots)?;
             pass.normalize(params.key_ln, key)?;
+        }
+        if let Some(turn) = self.layer.turn(inputs, cache.cache_index) {
+            let query = whole(scratch.q, pass.plan.by_rows(part.count)?, "q")?;
+            pass.rotate(Some(turn), query)?;
+            let slots = narrow(cache.cached_key.layout(), axis, part.slot, part.count)?;
+            let key = ViewMut::with_layout(cache.cached_key.buf_mut(), slots)?;
+            pass.rotate(Some(turn), key)?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::typed::{
 };
 use attn_core::{
     Alignment, AnyViewMut, Attention, Causal, Dims, Element, Error, Host, HostView, Kernels,
-    Layout, Result, RowOrder, ViewMut, Window, error::Disagreement,
+    Layout, Result, RotaryTable, RowOrder, ViewMut, Window, error::Disagreement,
 };
 
 /// The next tokens of the sequences of a cache.
@@ -53,6 +53,8 @@ pub struct NextTokens<'a, T: Element> {
     pub counts: Option<&'a [usize]>,
     /// How many keys a query sees, its own among them; all up to its own without it. A ring has a window of its own, and the smaller one holds.
     pub window: Option<usize>,
+    /// Cosines and sines of the layer's rotary embedding, in the place of computing them for each token: for every position up to the last token's.
+    pub rotary_table: Option<RotaryTable<'a, Host, T::Acc>>,
 }
 
 impl<T: Element> Clone for NextTokens<'_, T> {
@@ -73,7 +75,15 @@ impl<'a, T: Element> NextTokens<'a, T> {
             sequences: None,
             counts: None,
             window: None,
+            rotary_table: None,
         }
+    }
+
+    /// With a table of the layer's rotary embedding, which [`Rotary::fill_table`](attn_core::Rotary::fill_table) fills.
+    #[must_use]
+    pub const fn with_rotary_table(mut self, table: Option<RotaryTable<'a, Host, T::Acc>>) -> Self {
+        self.rotary_table = table;
+        self
     }
 
     /// For these sequences of the cache.
@@ -95,6 +105,10 @@ impl<'a, T: Element> NextTokens<'a, T> {
     pub const fn with_window(mut self, window: Option<usize>) -> Self {
         self.window = window;
         self
+    }
+
+    fn inputs(&self) -> Inputs<'a, Host, T> {
+        Inputs::cross_attention(self.q, self.k, self.v).with_rotary_table(self.rotary_table)
     }
 
     const fn targets(&self) -> Targets<'a> {
@@ -164,6 +178,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         same("output", out.shape(), plan.output()?)?;
         let window = window(tokens, cache.plan())?;
         cache.check_room(tokens.targets(), plan.query_length)?;
+        self.check_positions(plan, tokens, cache)?;
         check_tiles(plan, backend, cache, scratch.tiles.len())?;
         let extending = Extending {
             layer: self,
@@ -178,6 +193,28 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             window,
         };
         extending.run(cache, out, scratch)
+    }
+}
+
+impl<T: Element> MultiHeadDotProductAttentionOf<T> {
+    /// Whether the tokens can turn, each at the position that it has in its sequence.
+    fn check_positions(
+        &self,
+        plan: &Plan,
+        tokens: &NextTokens<'_, T>,
+        cache: &KvCache<'_, T>,
+    ) -> Result<()> {
+        let to = tokens.targets();
+        let Some(rotary) = &self.rotary else {
+            return self.check_rotary(plan, &tokens.inputs(), 0);
+        };
+        for (sequence, count) in to.growth(plan.batch_size, plan.query_length) {
+            if count > 0 {
+                let first = cache.length(sequence)?;
+                rotary.check(plan.head_dim, tokens.rotary_table.as_ref(), first, count)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -204,10 +241,10 @@ impl<B: Kernels<T, Storage = Host>, T: Element> Extending<'_, B, T> {
         mut out: ViewMut<'_, Host, T>,
         scratch: &mut Scratch<'_, Host, T>,
     ) -> Result<(), B::Error> {
-        let NextTokens { q, k, v, .. } = *self.tokens;
-        let inputs = Inputs::cross_attention(q, k, v);
+        let inputs = self.tokens.inputs();
         self.layer
             .project_inputs(&self.pass, self.params, &inputs, scratch)?;
+        self.turn(&inputs, cache, scratch)?;
         let length = self.pass.plan.query_length;
         let part = |first, count| Part { first, count };
         // A backend that cannot do the call says so of no query too, before anything is appended.
@@ -222,6 +259,37 @@ impl<B: Kernels<T, Storage = Host>, T: Element> Extending<'_, B, T> {
             done += part.count;
         }
         self.project_out(part(0, length), &mut out, scratch)
+    }
+
+    /// Turns queries and keys, those of each sequence from its length on.
+    fn turn(
+        &self,
+        inputs: &Inputs<'_, Host, T>,
+        cache: &KvCache<'_, T>,
+        scratch: &mut Scratch<'_, Host, T>,
+    ) -> Result<(), B::Error> {
+        let plan = self.pass.plan;
+        let growth = self
+            .tokens
+            .targets()
+            .growth(plan.batch_size, plan.query_length);
+        for (entry, (sequence, count)) in growth.enumerate() {
+            if self.layer.rotary.is_none() || count == 0 {
+                continue;
+            }
+            let turn = self.layer.turn(inputs, cache.length(sequence)?);
+            for (buf, layout) in [
+                (&mut *scratch.q, plan.queries()?),
+                (&mut *scratch.k, plan.keys()?),
+            ] {
+                let axes = plan.batch.rank();
+                let shape = [count, plan.num_heads, plan.head_dim];
+                let start = layout.base(axes, entry);
+                let rows = Layout::strided(start, Dims::new(&shape)?, &layout.strides()[axes..])?;
+                self.pass.rotate(turn, whole(buf, rows, "q")?)?;
+            }
+        }
+        Ok(())
     }
 
     /// Projected keys and values.
@@ -353,7 +421,7 @@ fn check_tokens<T: Element>(plan: &Plan, tokens: &NextTokens<'_, T>) -> Result<(
             right: plan.heads(plan.key_length)?,
         });
     }
-    Inputs::cross_attention(tokens.q, tokens.k, tokens.v).check(plan, plan.key_length)
+    tokens.inputs().check(plan, plan.key_length)
 }
 
 fn check_cache<T: Element>(

@@ -8,9 +8,9 @@ use crate::layer::{Call, MultiHeadDotProductAttention, Output};
 use crate::params::ParamSource;
 use crate::product::{Product, run};
 use crate::random::{Key, Stream};
-use crate::stage::{self, HostKernels, promote};
+use crate::stage::{self, HostKernels, Turning, promote};
 use crate::tensor::{Tensor, TensorView};
-use attn_core::{Causal, Dims, Error, Result, RowOrder, ScalarType};
+use attn_core::{Causal, Dims, Error, Positions, Result, RowOrder, ScalarType};
 
 type Layer<'h> = MultiHeadDotProductAttention<'h>;
 
@@ -23,7 +23,7 @@ pub(crate) fn apply<B: HostKernels>(
 ) -> Result<Output> {
     let access = core::mem::take(&mut call.cache);
     let pass = Pass::new(layer, backend, params, &call)?;
-    let projected = pass.project_inputs(&call)?;
+    let projected = pass.project_inputs(&call, pass.first_position(&access)?)?;
     let plain = || pass.finish(&call, &projected.heads(), None);
     if !layer.decode {
         return plain();
@@ -98,7 +98,7 @@ pub(crate) fn roles<I: Copy>(
     }
 }
 
-/// Projected and normalised inputs, `[batch..., length, heads, head_dim]`.
+/// Projected inputs, normalised and turned where the layer does, `[batch..., length, heads, head_dim]`.
 pub(crate) struct Projected {
     pub(crate) query: Tensor,
     pub(crate) key: Tensor,
@@ -155,16 +155,63 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
         }
     }
 
-    pub(crate) fn project_inputs(&self, call: &Call<'_>) -> Result<Projected> {
-        let Projected { query, key, value } = self.project_raw(call)?;
-        if !self.layer.normalize_qk {
-            return Ok(Projected { query, key, value });
+    /// The position of the first row of a call, which a step has from its cache.
+    fn first_position(&self, access: &CacheAccess<'_>) -> Result<usize> {
+        match access {
+            CacheAccess::Immutable(cache) if self.layer.decode => self.position_in(cache),
+            CacheAccess::Mutable(Some(cache)) if self.layer.decode => self.position_in(cache),
+            _ => Ok(0),
         }
-        Ok(Projected {
-            query: self.normalize("query_ln", query)?,
-            key: self.normalize("key_ln", key)?,
-            value,
+    }
+
+    /// The position of the next token, where positions matter.
+    pub(crate) fn position_in(&self, cache: &AnyCache) -> Result<usize> {
+        if self.layer.rotary.is_none() {
+            return Ok(0);
+        }
+        usize::try_from(cache.cache_index).map_err(|_| Error::Entry {
+            argument: "cache_index",
+            index: 0,
+            got: cache.cache_index.into(),
+            least: 0,
+            most: i32::MAX.into(),
         })
+    }
+
+    /// Queries and keys as the core reads them, values; the first row lies at position `first`.
+    pub(crate) fn project_inputs(&self, call: &Call<'_>, first: usize) -> Result<Projected> {
+        let Projected { query, key, value } = self.project_raw(call)?;
+        let [query, key] = self.prepare([query, key], first)?;
+        Ok(Projected { query, key, value })
+    }
+
+    /// Queries and keys through the layer norms and the rotation, where there are any.
+    pub(crate) fn prepare(&self, [query, key]: [Tensor; 2], first: usize) -> Result<[Tensor; 2]> {
+        let normalized = match self.layer.normalize_qk {
+            true => [
+                self.normalize("query_ln", query)?,
+                self.normalize("key_ln", key)?,
+            ],
+            false => [query, key],
+        };
+        let [query, key] = normalized.map(|x| self.rotate(x, first, false));
+        Ok([query?, key?])
+    }
+
+    /// Queries, keys or their gradients, turned where the layer turns them.
+    pub(crate) fn rotate(&self, x: Tensor, first: usize, inverse: bool) -> Result<Tensor> {
+        match self.layer.rotary {
+            None => Ok(x),
+            Some(rotary) => {
+                let turning = Turning {
+                    rotary,
+                    positions: Positions::From(first),
+                    table: None,
+                    inverse,
+                };
+                stage::rotate(self.backend, x, &turning)
+            }
+        }
     }
 
     /// Queries, keys and values before the layer norms.

@@ -1,7 +1,9 @@
 //! What a call of a typed layer reads.
 
 use crate::plan::Plan;
-use attn_core::{Causal, Dims, Dropout, Element, Error, Mask, Result, Storage, View, ViewMut};
+use attn_core::{
+    Causal, Dims, Dropout, Element, Error, Mask, Result, RotaryTable, Storage, View, ViewMut,
+};
 
 /// The inputs of a call of a typed layer.
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
@@ -19,6 +21,8 @@ pub struct Inputs<'a, S: Storage, T: Element> {
     pub causal: Option<Causal>,
     /// Which weights are dropped after softmax.
     pub dropout: Option<Dropout>,
+    /// Cosines and sines of the layer's rotary embedding, in the place of computing them for each token.
+    pub rotary_table: Option<RotaryTable<'a, S, T::Acc>>,
     /// Where to put the attention weights, those before dropout, `[batch..., heads, query_length, key_length]`, if they are wanted.
     pub weights: Option<ViewMut<'a, S, T::Acc>>,
 }
@@ -40,6 +44,7 @@ impl<'a, S: Storage, T: Element> Inputs<'a, S, T> {
             mask: None,
             causal: None,
             dropout: None,
+            rotary_table: None,
             weights: None,
         }
     }
@@ -62,6 +67,14 @@ impl<'a, S: Storage, T: Element> Inputs<'a, S, T> {
     #[must_use]
     pub fn with_dropout(mut self, dropout: Option<Dropout>) -> Self {
         self.dropout = dropout;
+        self
+    }
+
+    /// With a table of the layer's rotary embedding, which [`Rotary::fill_table`](attn_core::Rotary::fill_table) fills for every position of a call, in
+    /// decoding for every one of the cache and those after it.
+    #[must_use]
+    pub fn with_rotary_table(mut self, table: Option<RotaryTable<'a, S, T::Acc>>) -> Self {
+        self.rotary_table = table;
         self
     }
 

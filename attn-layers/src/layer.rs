@@ -12,7 +12,7 @@ use crate::prefill::prefill;
 use crate::random::{Convention, Counters, DefaultWidth, PathNames, Rngs};
 use crate::stage::HostKernels;
 use crate::tensor::{Tensor, TensorView};
-use attn_core::{Dims, Error, Result, ScalarType, dropout::check_rate};
+use attn_core::{Dims, Error, Result, Rotary, ScalarType, dropout::check_rate};
 use core::fmt;
 
 /// `jax.lax.Precision`. On a CPU all are exact `float32` products.
@@ -77,6 +77,9 @@ pub struct MultiHeadDotProductAttention<'h> {
     pub decode: bool,
     /// Layer norm over `head_dim` of queries and keys.
     pub normalize_qk: bool,
+    /// Rotary embedding of queries and keys, after the layer norm; `flax.linen` has none. Rows lie at the positions from 0 on, in a decoding
+    /// step from `cache_index` on. Keys in a cache are rotated.
+    pub rotary: Option<Rotary>,
     /// Whether softmax runs in `float32` and its weights stay so.
     pub force_fp32_for_softmax: bool,
     /// A replacement of the product in query, key and value.
@@ -117,6 +120,7 @@ impl MultiHeadDotProductAttention<'_> {
             attention_fn: None,
             decode: false,
             normalize_qk: false,
+            rotary: None,
             force_fp32_for_softmax: false,
             qkv_dot_general: None,
             out_dot_general: None,
@@ -259,6 +263,7 @@ impl fmt::Debug for MultiHeadDotProductAttention<'_> {
             .field("use_bias", &self.use_bias)
             .field("decode", &self.decode)
             .field("normalize_qk", &self.normalize_qk)
+            .field("rotary", &self.rotary)
             .finish_non_exhaustive()
     }
 }

@@ -56,9 +56,13 @@ mod layer;
 #[cfg(feature = "alloc")]
 mod masks;
 #[cfg(feature = "alloc")]
+mod merge;
+#[cfg(feature = "alloc")]
 mod prefill;
 #[cfg(feature = "alloc")]
 mod product;
+#[cfg(feature = "alloc")]
+mod rotary;
 #[cfg(feature = "alloc")]
 mod stage;
 #[cfg(feature = "alloc")]
@@ -68,7 +72,8 @@ mod vjp;
 
 pub use attn_core::{
     self as core, DType, DenseKernel, Dims, Error, FullyMasked, HostView, HostViewMut,
-    PackedKernel, Result, ScalarType, bf16, f16,
+    PackedKernel, Pairing, Positions, Result, Rotary, RotaryScaling, RotaryTable, ScalarType, bf16,
+    f16,
 };
 #[cfg(feature = "cpu")]
 pub use attn_kernels_cpu::{self as cpu, Cpu};
@@ -128,9 +133,13 @@ pub use layer::{
 #[cfg(feature = "alloc")]
 pub use masks::{combine_masks, make_attention_mask, make_attention_mask_with, make_causal_mask};
 #[cfg(feature = "alloc")]
+pub use merge::{PartialAttention, merge_attention, partial_attention};
+#[cfg(feature = "alloc")]
 pub use packed::PackedParams;
 #[cfg(feature = "alloc")]
 pub use residuals::OwnedResiduals;
+#[cfg(feature = "alloc")]
+pub use rotary::{RotaryEmbedding, rotary_embedding, rotary_embedding_vjp};
 #[cfg(feature = "alloc")]
 pub use scratch::OwnedScratch;
 #[cfg(feature = "alloc")]

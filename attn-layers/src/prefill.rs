@@ -69,7 +69,7 @@ impl Parts {
                 .with_rngs(call.rngs)
                 .with_make_rng_count(call.make_rng_count)
                 .with_sow_weights(call.sow_weights);
-            let projected = pass.project_inputs(&part)?;
+            let projected = pass.project_inputs(&part, pass.position_in(cache)?)?;
             // Without a mask every query sees its own key, whose score is enough to outweigh later slots.
             let older = call.mask.map(|_| cache.cached_key.view());
             if count > 1 && !hides_later_slots(&projected, older) {

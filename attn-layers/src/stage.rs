@@ -5,9 +5,9 @@ use crate::scratch::buffer;
 use crate::tensor::{Tensor, TensorView};
 use alloc::{borrow::Cow, vec::Vec};
 use attn_core::{
-    Attention, AttentionShape, Backend, Causal, DType, Dims, Dropout, Element, Error, FullyMasked,
-    Host, HostView, HostViewMut, Kernels, Mask, Projection, Result, RowOrder, ScalarType, bf16,
-    f16,
+    Attention, AttentionShape, Backend, Causal, DType, Dims, Dropout, Element, Error, Flat,
+    FullyMasked, Host, HostView, HostViewMut, Kernels, Mask, Positions, Projection, Result, Rotary,
+    RotaryTable, Rotate, RowOrder, ScalarType, bf16, f16,
 };
 
 /// A backend on the host's memory that has kernels for every dtype: what Flax's layer needs, whose dtypes are known only at
@@ -128,6 +128,56 @@ fn normalize_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Erro
         HostView::new(&scale, &[scale.len()])?,
         crate::typed::EPSILON,
     )?;
+    Ok(x)
+}
+
+/// How the rows of an array turn.
+#[derive(Clone, Copy)]
+pub(crate) struct Turning<'a> {
+    pub(crate) rotary: Rotary,
+    pub(crate) positions: Positions<'a, Host>,
+    /// Cosines and sines.
+    pub(crate) table: Option<[TensorView<'a>; 2]>,
+    pub(crate) inverse: bool,
+}
+
+/// Rotary embedding of an array of floats, `[batch..., length, heads, depth]`, in its own dtype.
+pub(crate) fn rotate<B: HostKernels>(
+    backend: &B,
+    x: Tensor,
+    turning: &Turning<'_>,
+) -> Result<Tensor> {
+    let dtype = x
+        .scalar()
+        .float()
+        .ok_or(Error::NotInexact { got: x.scalar() })?;
+    with_dtype!(dtype, rotate_as(backend, x, turning))
+}
+
+fn rotate_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>(
+    backend: &B,
+    mut x: Tensor,
+    turning: &Turning<'_>,
+) -> Result<Tensor> {
+    let table = match &turning.table {
+        None => None,
+        Some([cos, sin]) => Some((cos.cast::<T::Acc>()?, sin.cast::<T::Acc>()?)),
+    };
+    let call = Rotate {
+        x: view_mut::<T>(&mut x)?,
+        rotary: turning.rotary,
+        positions: turning.positions,
+        table: table.as_ref().map(|(cos, sin)| RotaryTable {
+            cos: Flat::new(&**cos),
+            sin: Flat::new(&**sin),
+        }),
+        inverse: turning.inverse,
+    };
+    call.shape()?;
+    // There may be more empty rows than a kernel could ever count.
+    if !call.x.shape().contains(&0) {
+        backend.rotate(call)?;
+    }
     Ok(x)
 }
 

@@ -6,7 +6,7 @@ use crate::plan::Plan;
 use crate::scratch::{AnyScratch, Scratch};
 use attn_core::{
     AnyViewMut, Attention, Dims, Element, Error, FullyMasked, Kernels, Layout, Projection, Result,
-    RowOrder, Storage, View, ViewMut, view::Buffer,
+    Rotary, RotaryTable, Rotate, RowOrder, Storage, View, ViewMut, view::Buffer,
 };
 use core::marker::PhantomData;
 
@@ -57,6 +57,8 @@ pub struct MultiHeadDotProductAttentionOf<T> {
     pub use_bias: bool,
     /// Layer norm over `head_dim` of queries and keys.
     pub normalize_qk: bool,
+    /// Rotary embedding of queries and keys, after the layer norm. Rows lie at the positions from 0 on, in decoding from `cache_index` on.
+    pub rotary: Option<Rotary>,
     /// What a query gets that sees no key.
     pub fully_masked: FullyMasked,
     /// The dtype; no data. Take it from [`MultiHeadDotProductAttentionOf::new`].
@@ -74,6 +76,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             out_features: None,
             use_bias: true,
             normalize_qk: false,
+            rotary: None,
             fully_masked: FullyMasked::MeanOfValues,
             dtype: PhantomData,
         }
@@ -126,6 +129,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     ) -> Result<(), B::Error> {
         params.check(plan, self.use_bias, self.normalize_qk)?;
         inputs.check(plan, plan.key_length)?;
+        self.check_rotary(plan, &inputs, 0)?;
         same("output", out.shape(), plan.output()?)?;
         let pass = Pass {
             backend,
@@ -134,9 +138,33 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             use_bias: self.use_bias,
         };
         self.project_inputs(&pass, params, &inputs, scratch)?;
+        let turn = self.turn(&inputs, 0);
+        pass.rotate(turn, whole(scratch.q, plan.queries()?, "q")?)?;
+        pass.rotate(turn, whole(scratch.k, plan.keys()?, "k")?)?;
         self.attend(&pass, inputs, statistics, scratch)?;
         let context = read(scratch.context, plan.flat_context()?)?;
         pass.dense(&params.out, context, out, scratch.tiles)
+    }
+
+    /// Whether the rows of a call that begins at position `first` can turn.
+    pub(crate) fn check_rotary<S: Storage>(
+        &self,
+        plan: &Plan,
+        inputs: &Inputs<'_, S, T>,
+        first: usize,
+    ) -> Result<()> {
+        let table = inputs.rotary_table.as_ref();
+        let Some(rotary) = &self.rotary else {
+            return match table {
+                None => Ok(()),
+                Some(_) => Err(Error::Together {
+                    left: "rotary_table",
+                    right: "rotary",
+                }),
+            };
+        };
+        let length = plan.query_length.max(plan.key_length);
+        rotary.check(plan.head_dim, table, first, length)
     }
 
     /// Queries, keys and values into the scratch, normalised where the layer does.
@@ -171,6 +199,20 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         Ok(())
     }
 
+    /// How the rows of a call turn that begins at position `first`.
+    pub(crate) fn turn<'t, S: Storage>(
+        &self,
+        inputs: &Inputs<'t, S, T>,
+        first: usize,
+    ) -> Option<Turn<'t, S, T>> {
+        self.rotary.map(|rotary| Turn {
+            rotary,
+            first,
+            table: inputs.rotary_table,
+            inverse: false,
+        })
+    }
+
     /// The attention core, from the scratch into its `context`.
     fn attend<B: Kernels<T>>(
         &self,
@@ -197,6 +239,32 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         pass.backend.attend(call, context, scratch.tiles)
     }
 }
+
+/// How rows turn.
+pub(crate) struct Turn<'a, S: Storage, T: Element> {
+    rotary: Rotary,
+    first: usize,
+    table: Option<RotaryTable<'a, S, T::Acc>>,
+    /// Whether they are gradients.
+    inverse: bool,
+}
+
+impl<S: Storage, T: Element> Turn<'_, S, T> {
+    /// The same for gradients.
+    pub(crate) fn back(self) -> Self {
+        Self {
+            inverse: true,
+            ..self
+        }
+    }
+}
+
+impl<S: Storage, T: Element> Clone for Turn<'_, S, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<S: Storage, T: Element> Copy for Turn<'_, S, T> {}
 
 /// What the steps of one pass share.
 pub(crate) struct Pass<'a, B> {
@@ -239,6 +307,21 @@ impl<B> Pass<'_, B> {
             bias: bias.transpose()?,
             row_order: self.row_order,
         })
+    }
+
+    /// Rotary embedding, or its gradient, in place; nothing without a turn.
+    pub(crate) fn rotate<T: Element>(
+        &self,
+        turn: Option<Turn<'_, B::Storage, T>>,
+        x: ViewMut<'_, B::Storage, T>,
+    ) -> Result<(), B::Error>
+    where
+        B: Kernels<T>,
+    {
+        let Some(turn) = turn else { return Ok(()) };
+        let call = Rotate::new(x, turn.rotary, turn.first);
+        let call = call.with_table(turn.table).with_inverse(turn.inverse);
+        self.backend.rotate(call)
     }
 
     pub(crate) fn normalize<T: Element>(

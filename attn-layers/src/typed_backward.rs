@@ -7,8 +7,8 @@ use crate::plan::Plan;
 use crate::residuals::{AnyResidualBuffers, ResidualBuffers};
 use crate::scratch::{AnyScratch, Scratch};
 use crate::typed::{
-    AnyMultiHeadDotProductAttention, EPSILON, MultiHeadDotProductAttentionOf, Pass, matrix, read,
-    whole,
+    AnyMultiHeadDotProductAttention, EPSILON, MultiHeadDotProductAttentionOf, Pass, Turn, matrix,
+    read, whole,
 };
 use attn_core::{
     AnyView, AnyViewMut, Attention, AttentionBackward, Element, Kernels, Layout, NormalizeBackward,
@@ -117,6 +117,8 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         inputs.check(plan, plan.key_length)?;
         same("d_out", d_out.shape(), plan.output()?)?;
         gradients.check(plan, self.use_bias, self.normalize_qk)?;
+        self.check_rotary(plan, inputs, 0)?;
+        let turn = self.turn(inputs, 0).map(Turn::back);
         let pass = BackwardPass {
             layer: self,
             pass: Pass {
@@ -134,6 +136,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             dense: &params.value,
             input: inputs.v,
             heads: plan.keys()?,
+            turn: None,
             scale: None,
             d_scale: None,
             d_input: gradients.inputs.value(),
@@ -145,6 +148,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             dense: &params.query,
             input: inputs.q,
             heads: plan.queries()?,
+            turn,
             scale: params.query_ln.filter(|_| self.normalize_qk),
             d_scale: gradients.query_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.query(),
@@ -155,6 +159,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             dense: &params.key,
             input: inputs.k,
             heads: plan.keys()?,
+            turn,
             scale: params.key_ln.filter(|_| self.normalize_qk),
             d_scale: gradients.key_ln.as_mut().map(ViewMut::reborrow),
             d_input: gradients.inputs.key(),
@@ -230,7 +235,7 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
         self.pass.backend.attend_backward(request, scratch.tiles)
     }
 
-    /// Through the dense layer of an input, and the layer norm after it if there is one.
+    /// Through the dense layer of an input, and the layer norm and the rotation after it if there are any.
     fn input(
         &self,
         part: Input<'_, '_, B::Storage, T>,
@@ -240,6 +245,7 @@ impl<B: Kernels<T>, T: Element> BackwardPass<'_, B, T> {
     ) -> Result<(), B::Error> {
         let pass = &self.pass;
         let heads = part.heads;
+        pass.rotate(part.turn, whole(gradient, heads, "gradient")?)?;
         if let Some(scale) = part.scale {
             let projected = whole(raw, heads, "projection")?;
             pass.dense(part.dense, part.input, projected, tiles)?;
@@ -269,6 +275,8 @@ struct Input<'a, 'g, S: Storage, T: Element> {
     input: View<'a, S, T>,
     /// Of what comes out, `[batch..., length, num_heads, head_dim]`.
     heads: Layout,
+    /// How its gradient turns back.
+    turn: Option<Turn<'a, S, T>>,
     scale: Option<View<'a, S, T::Acc>>,
     d_scale: Option<ViewMut<'a, S, T::Acc>>,
     /// Where the gradient of the input goes, and whether it is added to what is there.

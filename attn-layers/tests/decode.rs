@@ -7,7 +7,7 @@ use attn_layers::cpu::Cpu;
 use attn_layers::tensor::{Tensor, TensorView};
 use attn_layers::{
     AnyCache, CacheAccess, Call, DType, Error, MultiHeadDotProductAttention, Output, Result,
-    ScalarType,
+    Rotary, ScalarType,
 };
 use support::truth::{Truth, wide};
 use support::{Numbers, Parameters, Sizes, assert_close, layer, plain};
@@ -149,10 +149,14 @@ fn bits(tensor: &Tensor) -> Vec<u8> {
 fn many_tokens_at_once_give_the_bits_of_one_by_one() {
     for dtype in DType::ALL {
         for batch in [&[][..], &[3], &[2, 2]] {
-            for normalize_qk in [false, true] {
+            let rotary = Some(Rotary::new());
+            for (normalize_qk, rotary) in
+                [(false, None), (true, None), (false, rotary), (true, rotary)]
+            {
                 let mut world = World::new(dtype, batch, 9, 12);
                 world.layer.normalize_qk = normalize_qk;
-                let what = format!("{dtype} {batch:?} normalize_qk {normalize_qk}");
+                world.layer.rotary = rotary;
+                let what = format!("{dtype} {batch:?} normalize_qk {normalize_qk} {rotary:?}");
                 world.pieces_agree(&what, &[9]);
                 world.pieces_agree(&what, &[1, 3, 4, 1]);
                 let world = world.masked();

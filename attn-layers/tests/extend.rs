@@ -7,7 +7,7 @@ mod blocks;
 mod gathered;
 mod support;
 
-use attn_layers::core::{Element, Host, Kernels, Mask};
+use attn_layers::core::{Element, Host, Kernels, Mask, Rotary};
 use attn_layers::tensor::Tensor;
 use attn_layers::{
     AnyKvCache, AnyMultiHeadDotProductAttention, AnyNextTokens, AnyParams, AnyScratch, Cpu,
@@ -62,6 +62,7 @@ where
                 qkv_features: Some(2 * head_dim),
                 out_features: Some(5),
                 normalize_qk: true,
+                rotary: Some(Rotary::new()),
                 ..MultiHeadDotProductAttentionOf::new(2)
             },
             sequences: sequences.collect(),

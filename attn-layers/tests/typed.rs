@@ -3,15 +3,15 @@
 
 mod support;
 
-use attn_layers::core::{Causal, Element, Host, Layout, Mask};
+use attn_layers::core::{Causal, Element, Flat, Host, Layout, Mask};
 use attn_layers::cpu::Cpu;
 use attn_layers::tensor::Tensor;
 use attn_layers::{
     AnyCache, AnyDecodeCache, AnyInputs, AnyMultiHeadDotProductAttention, AnyParams, AnyScratch,
     Call, DType, DecodeCache, Dense, Dims, Error, FullyMasked, HostKernels, HostView, HostViewMut,
     Inputs, MultiHeadDotProductAttentionF16, MultiHeadDotProductAttentionF32,
-    MultiHeadDotProductAttentionOf, OnFull, OwnedScratch, Params, Plan, Result, ScalarType,
-    Scratch, bf16, f16,
+    MultiHeadDotProductAttentionOf, OnFull, OwnedScratch, Params, Plan, Result, Rotary,
+    RotaryTable, ScalarType, Scratch, bf16, f16,
 };
 use support::{Numbers, Parameters, Sizes, layer, plain};
 
@@ -115,13 +115,24 @@ where
     Cpu: attn_layers::core::Kernels<T>,
     attn_layers::core::conformance::Reference: attn_layers::core::Kernels<T>,
 {
-    for batch in [&[][..], &[2], &[2, 3]] {
-        let world = World::<T>::new(CROSS, batch, [4, 5]);
+    let turning = Some(Rotary {
+        rotary_dim: Some(2),
+        ..Rotary::new()
+    });
+    for (batch, rotary) in [
+        (&[][..], None),
+        (&[2], None),
+        (&[2, 3], None),
+        (&[2, 3], turning),
+    ] {
+        let mut world = World::<T>::new(CROSS, batch, [4, 5]);
+        world.layer.rotary = rotary;
         let mask = Numbers(9).tensor(ScalarType::Bool, &[4, 5], 1.0);
         let bytes: Vec<u8> = mask.view().bytes().to_vec();
         let mask_view = HostView::new(&bytes, &[4, 5]).unwrap();
         let mut flax = layer(&CROSS);
         flax.normalize_qk = true;
+        flax.rotary = rotary;
         flax.dtype = Some(T::SCALAR);
         let [q, k, v] = &world.inputs;
         let call = || {
@@ -306,13 +317,31 @@ where
         index: 0,
         out: Vec::new(),
     };
+    // In many calls cosines and sines come from a table, in one they are computed: the bits must be the same.
+    let positions: usize = counts.iter().sum();
+    let head_dim = cache_shape[cache_shape.len() - 1];
+    let turns = world.layer.rotary.filter(|_| counts.len() > 1);
+    let entries = turns.map_or(0, |_| positions * head_dim / 2);
+    let [mut cos, mut sin] = [
+        vec![T::Acc::default(); entries],
+        vec![T::Acc::default(); entries],
+    ];
+    if let Some(rotary) = turns {
+        rotary.fill_table(head_dim, 0, &mut cos, &mut sin)?;
+    }
+    let table = turns.map(|_| RotaryTable {
+        cos: Flat::new(cos.as_slice()),
+        sin: Flat::new(sin.as_slice()),
+    });
     let mut first = 0;
     for &count in counts {
         let x: HostView<'_, T> = view(tokens);
         let strides = x.layout().strides();
         let shape = Dims::new(&with_length(count, &tokens.shape()[axis + 1..]))?;
         let part = Layout::strided(first * strides[axis], shape, strides)?;
-        let inputs = Inputs::self_attention(HostView::with_layout(x.buf(), part)?).with_mask(mask);
+        let inputs = Inputs::self_attention(HostView::with_layout(x.buf(), part)?)
+            .with_mask(mask)
+            .with_rotary_table(table);
         let plan = world.layer.plan(&shape, &shape, &shape)?;
         let mut scratch = OwnedScratch::new(&plan.decode_scratch::<T, _>(&cpu, max_length))?;
         let mut out = Tensor::zeros(T::SCALAR, &plan.output()?)?;
@@ -340,13 +369,26 @@ where
     Cpu: attn_layers::core::Kernels<T>,
 {
     let sizes = Sizes::of(8, 2);
-    let world = World::<T>::new(sizes, batch, [tokens, tokens]);
-    let what = format!("{} {batch:?}", T::DTYPE);
+    let mut world = World::<T>::new(sizes, batch, [tokens, tokens]);
+    decoding_of_world_agrees(&world, batch, tokens, max_length);
+    world.layer.rotary = Some(Rotary::new());
+    decoding_of_world_agrees(&world, batch, tokens, max_length);
+}
+
+fn decoding_of_world_agrees<T: Element>(
+    world: &World<T>,
+    batch: &[usize],
+    tokens: usize,
+    max_length: usize,
+) where
+    Cpu: attn_layers::core::Kernels<T>,
+{
+    let what = format!("{} {batch:?} {:?}", T::DTYPE, world.layer.rotary);
     let bytes: Vec<u8> = (0..max_length).map(|n| u8::from(n != 1)).collect();
     let hides_one = Mask::keep(HostView::new(&bytes, &[max_length]).unwrap());
     for mask in [None, Some(hides_one)] {
-        let alone = decode(&world, max_length, &vec![1; tokens], mask).unwrap();
-        let together = decode(&world, max_length, &[tokens], mask).unwrap();
+        let alone = decode(world, max_length, &vec![1; tokens], mask).unwrap();
+        let together = decode(world, max_length, &[tokens], mask).unwrap();
         assert_eq!(
             (&alone.key, &alone.value),
             (&together.key, &together.value),
@@ -365,7 +407,7 @@ where
                 );
             }
         }
-        flax_prefills_alike(&world, max_length, &bytes, mask.is_some(), &together);
+        flax_prefills_alike(world, max_length, &bytes, mask.is_some(), &together);
     }
 }
 
@@ -381,6 +423,7 @@ fn flax_prefills_alike<T: Element>(
 {
     let mut flax = layer(&Sizes::of(8, 2));
     (flax.normalize_qk, flax.decode, flax.dtype) = (true, true, Some(T::SCALAR));
+    flax.rotary = world.layer.rotary;
     let mut cache = AnyCache {
         cached_key: Tensor::zeros(T::SCALAR, decoded.key.shape()).unwrap(),
         cached_value: Tensor::zeros(T::SCALAR, decoded.value.shape()).unwrap(),

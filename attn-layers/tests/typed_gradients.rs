@@ -11,8 +11,8 @@ use attn_layers::{
     AnyGradientBuffers, AnyInputs, AnyMultiHeadDotProductAttention, AnyParams, AnyResidualBuffers,
     AnyScratch, Call, Dense, DenseGradientBuffers, Error, GradientBuffers, Gradients, HostKernels,
     HostView, HostViewMut, InputGradients, Inputs, MultiHeadDotProductAttention,
-    MultiHeadDotProductAttentionOf, OwnedResiduals, OwnedScratch, ParamSource, Params, Plan,
-    Result, ScalarType, bf16, f16,
+    MultiHeadDotProductAttentionOf, OwnedResiduals, OwnedScratch, Pairing, ParamSource, Params,
+    Plan, Result, Rotary, RotaryScaling, ScalarType, bf16, f16,
 };
 use core::alloc::{GlobalAlloc, Layout};
 use core::cell::Cell;
@@ -159,6 +159,7 @@ impl<T: Element> World<T> {
             out_features: self.layer.out_features,
             use_bias: self.layer.use_bias,
             normalize_qk: self.layer.normalize_qk,
+            rotary: self.layer.rotary,
             dropout_rate: 0.2,
             broadcast_dropout: false,
             deterministic: Some(false),
@@ -252,7 +253,15 @@ impl Buffers {
 }
 
 fn agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, form: Form, normalize_qk: bool) {
-    world_agrees(backend, &World::<T>::new(form, normalize_qk));
+    let mut world = World::<T>::new(form, normalize_qk);
+    world_agrees(backend, &world);
+    world.layer.rotary = Some(Rotary {
+        pairing: Pairing::Interleaved,
+        rotary_dim: Some(2),
+        scaling: RotaryScaling::yarn(2.0, 16),
+        ..Rotary::new()
+    });
+    world_agrees(backend, &world);
 }
 
 fn world_agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, world: &World<T>) {

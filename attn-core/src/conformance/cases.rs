@@ -212,6 +212,8 @@ pub(super) fn of(group: Group) -> Vec<Case> {
         | Group::ProjectBackward
         | Group::NormalizeBackward
         | Group::Bitwise
+        | Group::Rotary
+        | Group::Merge
         | Group::Errors => Vec::new(),
     }
 }

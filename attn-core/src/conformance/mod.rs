@@ -26,11 +26,13 @@ mod draws;
 mod forward;
 mod gradients;
 mod matrix;
+mod merge;
 mod norm;
 mod oracle;
 mod plain;
 mod properties;
 mod reference;
+mod rotary;
 mod rows;
 mod verdict;
 
@@ -88,6 +90,10 @@ pub enum Group {
     Normalize,
     /// Gradients of layer norm.
     NormalizeBackward,
+    /// Rotary embeddings.
+    Rotary,
+    /// Attention over parts of the keys, put together.
+    Merge,
     /// What must hold bit for bit.
     Bitwise,
     /// Arguments that do not fit.
@@ -96,7 +102,7 @@ pub enum Group {
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Plain,
         Self::Long,
         Self::Causal,
@@ -114,6 +120,8 @@ impl Group {
         Self::ProjectBackward,
         Self::Normalize,
         Self::NormalizeBackward,
+        Self::Rotary,
+        Self::Merge,
         Self::Bitwise,
         Self::Errors,
     ];
@@ -133,6 +141,8 @@ where
         Group::ProjectBackward => dense::backward::project::<T, B>(backend),
         Group::Normalize => norm::normalize::<T, B>(backend, maths),
         Group::NormalizeBackward => norm::backward::normalize::<T, B>(backend, maths),
+        Group::Rotary => rotary::rotate::<T, B>(backend),
+        Group::Merge => merge::merge::<T, B>(backend, maths),
         Group::Bitwise => properties::bitwise::<T, B>(backend).map(Report::exact),
         Group::Errors => properties::errors::<T, B>(backend).map(Report::exact),
         Group::Gradients
@@ -177,7 +187,7 @@ macro_rules! conformance_tests {
                 bias Bias, weights Weights, strided Strided, extreme Extreme, dropout Dropout, gradients Gradients,
                 gradients_masked GradientsMasked, gradients_bias GradientsBias, gradients_strided GradientsStrided,
                 project Project, project_backward ProjectBackward, normalize Normalize,
-                normalize_backward NormalizeBackward,
+                normalize_backward NormalizeBackward, rotary Rotary, merge Merge,
                 bitwise Bitwise, errors Errors);
         }
     };

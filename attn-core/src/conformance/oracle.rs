@@ -2,6 +2,7 @@
 //! about 106 bits; only the exponential and the last division of a weight are rounded to `f64`.
 
 pub(super) mod backward;
+pub(super) mod rotary;
 
 use super::Maths;
 use alloc::vec::Vec;
@@ -53,6 +54,30 @@ impl Pair {
         Self::normalized(product.high, product.low + self.low * factor)
     }
 
+    fn times(self, other: Self) -> Self {
+        let product = Self::product(self.high, other.high);
+        let cross = self.high * other.low + self.low * other.high;
+        Self::normalized(product.high, product.low + cross)
+    }
+
+    /// By long division: three quotients, each of what is left.
+    fn over(self, other: Self) -> Self {
+        let (mut rest, mut quotient) = (self, Self::default());
+        for _ in 0..3 {
+            let digit = rest.value() / other.high;
+            quotient = quotient.add(digit.into());
+            rest = rest.add(other.scaled(-digit));
+        }
+        quotient
+    }
+
+    fn negated(self) -> Self {
+        Self {
+            high: -self.high,
+            low: -self.low,
+        }
+    }
+
     fn normalized(high: f64, low: f64) -> Self {
         if !high.is_finite() {
             return Self { high, low: 0.0 };
@@ -84,6 +109,12 @@ pub(super) fn dot3(
         };
         sum.add(product)
     })
+}
+
+/// `e^(a - b)`, the difference exact.
+pub(super) fn exponential(a: f64, b: f64, maths: &Maths) -> f64 {
+    let difference = Pair::from(a).add((-b).into());
+    (maths.exp)(difference.high) * (1.0 + difference.low)
 }
 
 /// `Σ a · b + c`: one output of a dense layer.

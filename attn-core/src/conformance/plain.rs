@@ -131,3 +131,29 @@ pub(super) fn normalize<T: Element>(
         .map(|(x, scale)| round::<T>(acc(acc(x - mean) * acc(factor * scale))))
         .collect()
 }
+
+/// A pair of elements, turned, its cosine and sine rounded to the accumulator's type already.
+pub(super) fn turned<T: Element>([a, b]: [f64; 2], [cos, sin]: [f64; 2]) -> [f64; 2] {
+    let times = |x: f64, y: f64| round::<T::Acc>(x * y);
+    [
+        round::<T>(round::<T::Acc>(times(a, cos) - times(b, sin))),
+        round::<T>(round::<T::Acc>(times(b, cos) + times(a, sin))),
+    ]
+}
+
+/// The weights of the parts of a row, and the row's own statistics. Each part is `(m, l)`.
+pub(super) fn merged<T: Element>(parts: &[[f64; 2]], maths: &Maths) -> (Vec<f64>, [f64; 2]) {
+    let seen = || parts.iter().filter(|[_, l]| *l != 0.0);
+    let largest = seen().map(|[m, _]| *m).fold(f64::NEG_INFINITY, f64::max);
+    let share = |[m, l]: &[f64; 2]| match *l == 0.0 {
+        true => 0.0,
+        false => round::<T::Acc>(round::<T::Acc>((maths.exp)(round::<T::Acc>(m - largest))) * l),
+    };
+    let total = accumulate::<T>(parts.iter().map(share));
+    let weight = |part| match total == 0.0 {
+        true => 0.0,
+        false => round::<T::Acc>(share(part) / total),
+    };
+    let largest = if total.is_nan() { total } else { largest };
+    (parts.iter().map(weight).collect(), [largest, total])
+}

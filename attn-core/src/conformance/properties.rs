@@ -35,7 +35,7 @@ impl From<Error> for Broken {
 type Check<B> = fn(&B) -> Result<(), Broken>;
 
 /// Runs checks, each under its name, and gives their number.
-fn run<B>(backend: &B, checks: &[(&str, Check<B>)]) -> Result<usize, Failure> {
+pub(super) fn run<B>(backend: &B, checks: &[(&str, Check<B>)]) -> Result<usize, Failure> {
     for (name, check) in checks {
         check(backend).map_err(|Broken(what)| Failure::new(*name, what))?;
     }

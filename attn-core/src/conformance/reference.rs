@@ -1,6 +1,8 @@
 //! A backend of plain loops: slow, complete, for tests.
 
 mod backward;
+mod merge;
+mod rotate;
 
 use super::Maths;
 use super::plain::{self, Softmax, accumulate, round};
@@ -11,8 +13,10 @@ use crate::error::{Error, Result};
 use crate::kernels::{Backend, Kernels};
 use crate::layout::Dims;
 use crate::mask::FullyMasked;
+use crate::merge::Merge;
 use crate::projection::{ColumnGroups, DenseKernel, Packing, Projection};
 use crate::request::{Attention, AttentionShape, Features, Outputs};
+use crate::rotary::Rotate;
 use crate::view::{Host, HostView, HostViewMut};
 use alloc::vec::Vec;
 use core::mem;
@@ -210,6 +214,14 @@ impl<T: Element> Kernels<T> for Reference {
     ) -> Result<()> {
         call.call.check_supported(NAME, SUPPORTED)?;
         backward::attend(call, &self.maths)
+    }
+
+    fn rotate(&self, call: Rotate<'_, Host, T>) -> Result<()> {
+        rotate::rotate(call)
+    }
+
+    fn merge(&self, call: Merge<'_, Host, T>) -> Result<()> {
+        merge::merge(call, &self.maths)
     }
 }
 

@@ -37,13 +37,24 @@ impl core::error::Error for Failure {}
 pub struct Report {
     /// Cases that were run.
     pub cases: usize,
+    /// Those among them that the backend refused as a whole, with [`Error::Unsupported`](crate::Error::Unsupported).
+    pub refused: usize,
     /// The largest error as a part of what was allowed in its case; 0 for what must hold exactly.
     pub worst: f64,
 }
 
 impl Report {
     pub(super) fn exact(cases: usize) -> Self {
-        Self { cases, worst: 0.0 }
+        Self {
+            cases,
+            ..Self::default()
+        }
+    }
+
+    /// Counts one more case, which was refused.
+    pub(super) fn refuse(&mut self) {
+        self.cases += 1;
+        self.refused += 1;
     }
 
     /// Counts one more case.

@@ -29,7 +29,7 @@ impl Targets<'_> {
     }
 
     /// The sequences of a call on a cache of `all`, each with how many of its `tokens` are meant.
-    pub(super) fn growth(
+    pub(crate) fn growth(
         self,
         all: usize,
         tokens: usize,

@@ -3,8 +3,8 @@
 use super::blocks;
 use attn_layers::core::{
     Attention, AttentionBackward, AttentionShape, Backend, Cached, Element, Host, Kernels,
-    KeyValue, Mask, NormalizeBackward, Place, Projection, ProjectionBackward, Rows, Sequences,
-    Visible, request::Features,
+    KeyValue, Mask, NormalizeBackward, Place, Projection, ProjectionBackward, Rotate, Rows,
+    Sequences, Visible, request::Features,
 };
 use attn_layers::{Cpu, FullyMasked, HostView, HostViewMut, Result};
 
@@ -217,6 +217,10 @@ where
         epsilon: f64,
     ) -> Result<()> {
         self.cpu.normalize(x, scale, epsilon)
+    }
+
+    fn rotate(&self, call: Rotate<'_, Host, T>) -> Result<()> {
+        self.cpu.rotate(call)
     }
 
     fn attend_scratch(&self, shape: &AttentionShape) -> usize {
