@@ -154,6 +154,68 @@ pub enum Error {
         /// Free slots.
         free: usize,
     },
+    /// More pages than the pool of a paged cache has left.
+    PagesExhausted {
+        /// Pages that the call takes.
+        got: usize,
+        /// Free pages.
+        free: usize,
+    },
+    /// A sequence of a paged cache that its row of the page table has no room for.
+    PageTableFull {
+        /// The sequence.
+        sequence: usize,
+        /// Pages that it would have.
+        got: usize,
+        /// Pages that the table has room for.
+        most: usize,
+    },
+    /// A length that a cached sequence cannot be put back to: it is not that long, or a ring has overwritten what it would need.
+    Rollback {
+        /// The sequence.
+        sequence: usize,
+        /// The length.
+        got: usize,
+        /// The least length but 0 that it can be put back to.
+        least: usize,
+        /// Its length.
+        most: usize,
+    },
+    /// A sequence that is not in the cache.
+    SequenceUnknown {
+        /// The sequence.
+        sequence: usize,
+    },
+    /// A sequence that is named twice in one call.
+    SequenceTwice {
+        /// The sequence.
+        sequence: usize,
+    },
+    /// Another sequence than a cache has room for.
+    SequencesFull {
+        /// Sequences that there is room for.
+        most: usize,
+    },
+    /// Rows that do not divide into blocks of a quantised format.
+    BlockDepth {
+        /// The argument.
+        argument: &'static str,
+        /// Its depth.
+        got: usize,
+        /// Numbers of a block.
+        block: usize,
+    },
+    /// A number that a quantised format has no factor for: infinite, not a number, or too large.
+    NotQuantizable {
+        /// The argument.
+        argument: &'static str,
+        /// The format.
+        format: &'static str,
+        /// The sequence.
+        sequence: usize,
+        /// The token, counted from the first of the call.
+        token: usize,
+    },
     /// Masks of different rank (Flax: `AssertionError: masks must have same rank`).
     MaskRank {
         /// Rank of the first.
@@ -358,6 +420,36 @@ impl fmt::Display for Error {
             Self::CacheFull { got, free } => {
                 write!(f, "{got} tokens do not fit the {free} free slots of the cache. Make a longer cache, or feed fewer tokens")
             }
+            Self::PagesExhausted { got, free } => {
+                write!(f, "{got} pages are needed and {free} are free. Remove or truncate a sequence, or make a cache of more pages")
+            }
+            Self::PageTableFull { sequence, got, most } => write!(
+                f,
+                "sequence {sequence} would have {got} pages and its row of the page table has room for {most}. Make a cache of more pages a sequence"
+            ),
+            Self::Rollback { sequence, got, least, most } => write!(
+                f,
+                "sequence {sequence} cannot be put back to length {got}; from {least} to {most} it can. \
+                 Clear it, or make a ring with more room beyond its window"
+            ),
+            Self::SequenceUnknown { sequence } => {
+                write!(f, "sequence {sequence} is not in the cache. Name one that was added and not removed")
+            }
+            Self::SequenceTwice { sequence } => {
+                write!(f, "sequence {sequence} is named twice in one call. Name each once, and give it all of its tokens")
+            }
+            Self::SequencesFull { most } => {
+                write!(f, "the cache has {most} sequences and room for no other. Remove one, or make a cache of more sequences")
+            }
+            Self::BlockDepth { argument, got, block } => write!(
+                f,
+                "`{argument}` has depth {got}, not a multiple of the {block} numbers of a block. Use int8, which takes any depth"
+            ),
+            Self::NotQuantizable { argument, format, sequence, token } => write!(
+                f,
+                "`{argument}` of sequence {sequence}, token {token}, has a number that is infinite, not a number, or too large for {format}. \
+                 Keep this cache in the call's own dtype"
+            ),
             Self::MaskRank { left, right } => {
                 write!(f, "masks must have the same rank; got {left} and {right}. Add axes of length 1 to the smaller")
             }

@@ -234,7 +234,7 @@ impl<B: Kernels<T>, T: Element> Decoding<'_, B, T> {
 }
 
 /// `count` entries of one axis from `first` on.
-fn narrow(layout: &Layout, axis: usize, first: usize, count: usize) -> Result<Layout> {
+pub(crate) fn narrow(layout: &Layout, axis: usize, first: usize, count: usize) -> Result<Layout> {
     let mut shape = [0; attn_core::layout::MAX_RANK];
     let shape = &mut shape[..layout.shape().rank()];
     shape.copy_from_slice(layout.shape());

@@ -11,11 +11,13 @@ extern crate alloc;
 extern crate std;
 
 mod decode;
+mod extend;
 mod gradient_buffers;
 pub mod init;
 pub mod initializers;
 mod inputs;
 pub mod io;
+mod kv_cache;
 #[cfg(feature = "alloc")]
 mod packed;
 mod params;
@@ -82,12 +84,21 @@ pub use decode::{
     AnyDecodeCache, DecodeCache, DecodeCacheBF16, DecodeCacheF16, DecodeCacheF32, DecodeCacheF64,
     OnFull,
 };
+pub use extend::{
+    AnyNextTokens, NextTokens, NextTokensBF16, NextTokensF16, NextTokensF32, NextTokensF64,
+};
 pub use gradient_buffers::{
     AnyGradientBuffers, DenseGradientBuffers, GradientBuffers, GradientBuffersBF16,
     GradientBuffersF16, GradientBuffersF32, GradientBuffersF64, InputGradients,
 };
 pub use initializers::Initializer;
 pub use inputs::{AnyInputs, Inputs, InputsBF16, InputsF16, InputsF32, InputsF64};
+#[cfg(feature = "alloc")]
+pub use kv_cache::OwnedKvCache;
+pub use kv_cache::{
+    AnyKvCache, KvCache, KvCacheBF16, KvCacheBuffers, KvCacheF16, KvCacheF32, KvCacheF64,
+    KvCachePlan, KvCacheSizes, KvFormat, KvLayout, RowBuffers, RowSizes,
+};
 pub use params::{
     AnyParams, Dense, ParamSource, Params, ParamsBF16, ParamsF16, ParamsF32, ParamsF64, SplitHeads,
 };

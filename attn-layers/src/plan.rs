@@ -281,7 +281,7 @@ impl Plan {
             backend.project_backward_scratch(rows, features, outputs)
         });
         let attend = self
-            .attention_shape(self.key_length)
+            .attention_shape(self.query_length, self.key_length)
             .map_or(0, |shape| backend.attend_backward_scratch(&shape));
         ScratchSizes {
             // Projections are made again before a layer norm.
@@ -355,7 +355,7 @@ impl Plan {
             backend.project_each_scratch(rows, features, outputs, 3)
         });
         let attend = self
-            .attention_shape(key_length)
+            .attention_shape(self.query_length, key_length)
             .map_or(0, |shape| backend.attend_scratch(&shape));
         let (q, k) = (
             queries.saturating_mul(self.hidden),
@@ -375,8 +375,8 @@ impl Plan {
         self.batch_size.saturating_mul(length)
     }
 
-    fn attention_shape(&self, key_length: usize) -> Result<AttentionShape> {
-        let (query, key) = (self.heads(self.query_length)?, self.heads(key_length)?);
+    pub(crate) fn attention_shape(&self, queries: usize, keys: usize) -> Result<AttentionShape> {
+        let (query, key) = (self.heads(queries)?, self.heads(keys)?);
         AttentionShape::of(&query, &key, &key)
     }
 }

@@ -138,6 +138,9 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
             use_bias: self.use_bias,
         };
         self.project_inputs(&pass, params, &inputs, scratch)?;
+        let turn = self.turn(&inputs, 0);
+        pass.rotate(turn, whole(scratch.q, plan.queries()?, "q")?)?;
+        pass.rotate(turn, whole(scratch.k, plan.keys()?, "k")?)?;
         self.attend(&pass, inputs, statistics, scratch)?;
         let context = read(scratch.context, plan.flat_context()?)?;
         pass.dense(&params.out, context, out, scratch.tiles)
@@ -164,8 +167,8 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         rotary.check(plan.head_dim, table, first, length)
     }
 
-    /// Queries, keys and values into the scratch, normalised and turned where the layer does.
-    fn project_inputs<B: Kernels<T>>(
+    /// Queries, keys and values into the scratch, normalised where the layer does.
+    pub(crate) fn project_inputs<B: Kernels<T>>(
         &self,
         pass: &Pass<'_, B>,
         params: &Params<'_, B::Storage, T>,
@@ -188,14 +191,12 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         ];
         pass.backend
             .project_each(&calls, &mut outs, scratch.tiles)?;
-        let [mut q, mut k, _] = outs;
         if self.normalize_qk {
-            pass.normalize(params.query_ln, q.reborrow())?;
-            pass.normalize(params.key_ln, k.reborrow())?;
+            let [q, k, _] = outs;
+            pass.normalize(params.query_ln, q)?;
+            pass.normalize(params.key_ln, k)?;
         }
-        let turn = self.turn(inputs, 0);
-        pass.rotate(turn, q)?;
-        pass.rotate(turn, k)
+        Ok(())
     }
 
     /// How the rows of a call turn that begins at position `first`.

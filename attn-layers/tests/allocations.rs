@@ -9,7 +9,7 @@ mod hot_path;
 
 use attn_layers::core::{DType, Element, Kernels, for_each_dtype};
 use attn_layers::cpu::Isa;
-use attn_layers::{Cpu, Result};
+use attn_layers::{Cpu, HostView, KvCachePlan, KvFormat, KvLayout, OwnedKvCache, Result};
 use hot_path::attention::{self, Core, Parts};
 use hot_path::layer::{self, Decoding, Forward, Training};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -73,6 +73,24 @@ impl Findings {
         Ok(())
     }
 
+    fn caches<T: Element>(&mut self) -> Result<()> {
+        let rows = vec![T::from_f64(1.0); 2 * 4 * 2 * 32];
+        let rows = HostView::new(&rows, &[2, 4, 2, 32])?;
+        for plan in cache_plans() {
+            let mut owned = OwnedKvCache::<T>::new(plan)?;
+            self.expect_none(&format!("{}, {plan:?}", T::DTYPE), || {
+                let mut cache = owned.borrow();
+                cache.clear();
+                cache.append_to(&[1, 0], rows, rows, Some(&[3, 4]))?;
+                cache.remove(2)?;
+                let fork = cache.fork(0)?;
+                cache.append_to(&[fork, 0], rows, rows, Some(&[4, 1]))?;
+                cache.truncate(fork, 7)
+            });
+        }
+        Ok(())
+    }
+
     fn cores<T: Element>(&mut self, cpu: &Cpu) -> Result<()>
     where
         Cpu: Kernels<T>,
@@ -102,6 +120,27 @@ impl Findings {
     }
 }
 
+/// Every layout of a cache with every format.
+fn cache_plans() -> impl Iterator<Item = KvCachePlan> {
+    let layouts = [
+        KvLayout::Contiguous { capacity: 8 },
+        KvLayout::Ring {
+            window: 3,
+            capacity: 5,
+        },
+        KvLayout::Paged {
+            page_size: 3,
+            pages: 9,
+            pages_per_sequence: 3,
+        },
+    ];
+    let formats = [KvFormat::Plain, KvFormat::Int8, KvFormat::Q8_0];
+    layouts.into_iter().flat_map(move |layout| {
+        let plan = KvCachePlan::new(layout, 3, 2, 32);
+        formats.map(|format| plan.with_formats(format, format))
+    })
+}
+
 /// Rows that a layer may have: from 16 on, `f64` products with a kernel that is not packed go to matrixmultiply on the machine's best
 /// instruction set, and it packs into memory of its own.
 fn most_rows<T: Element>(cpu: &Cpu, packed: bool) -> usize {
@@ -121,6 +160,7 @@ fn place<T: Element>(cpu: &Cpu) -> String {
 fn every_call(findings: &mut Findings, cpu: &Cpu) {
     macro_rules! in_each_dtype {
         ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {$(
+            findings.caches::<$type>().expect("right sizes");
             findings.layers::<$type>(cpu).expect("right sizes");
             findings.cores::<$type>(cpu).expect("right sizes");
         )+};

@@ -2,7 +2,7 @@
 //! attention layer. `cargo xtask no-std` builds and runs it.
 //!
 //! It ends with 0, or with the number of the dtype that went wrong: 1 `f32`, 2 `f64`, 3 `f16`, 4 `bf16`; 5 means that initial parameters have other bits
-//! than Flax's; 101 is a panic.
+//! than Flax's, 6 that a cache did not give back what it got; 101 is a panic.
 #![no_std]
 #![no_main]
 
@@ -13,8 +13,9 @@ use attn_layers::core::{Element, Kernels};
 use attn_layers::init::{Init, Param};
 use attn_layers::random::{DefaultWidth, Key, Rngs};
 use attn_layers::{
-    Cpu, DType, Dense, Dims, Error, HostView, HostViewMut, Inputs, MultiHeadDotProductAttentionOf,
-    Params, Scratch, bf16, f16,
+    Cpu, DType, Dense, Dims, Error, HostView, HostViewMut, Inputs, KvCache, KvCacheBuffers,
+    KvCachePlan, KvFormat, KvLayout, MultiHeadDotProductAttentionOf, Params, RowBuffers, Scratch,
+    bf16, f16,
 };
 
 /// More than one query and two keys need.
@@ -27,6 +28,7 @@ fn run() -> i32 {
         weighs_values::<f16>(),
         weighs_values::<bf16>(),
         starts_as_flax(),
+        keeps_tokens(),
     ];
     let failed = checks.iter().position(|check| !matches!(check, Ok(true)));
     failed.map_or(0, |index| index as i32 + 1)
@@ -43,6 +45,37 @@ fn starts_as_flax() -> Result<bool, Error> {
     Init::default().fill(Param::QueryKernel, &sizes, &rngs, &mut kernel)?;
     let first = [kernel[0], kernel[1], kernel[2], kernel[3]].map(f32::to_bits);
     Ok(first == [0x3f11_6399, 0x3eff_22dc, 0xbecb_2777, 0xbe5d_722c])
+}
+
+/// Three tokens of a block of 32 numbers each, and a fork that gets a fourth, in a page of its own.
+fn keeps_tokens() -> Result<bool, Error> {
+    let layout = KvLayout::Paged {
+        page_size: 2,
+        pages: 4,
+        pages_per_sequence: 2,
+    };
+    let plan = KvCachePlan::new(layout, 2, 1, 32).with_formats(KvFormat::Q8_0, KvFormat::Plain);
+    let (mut keys, mut values, mut index) = ([0; 8 * 34], [0.0; 8 * 32], [0; 22]);
+    let buffers = KvCacheBuffers {
+        key: RowBuffers::Q8_0(&mut keys),
+        value: RowBuffers::Plain(&mut values),
+        index: &mut index,
+    };
+    let mut cache = KvCache::new(plan, buffers)?;
+    let rows: [f32; 96] = core::array::from_fn(|n| n as f32 - 48.0);
+    let rows = |count| HostView::new(&rows[..count * 32], &[count, 1, 32]);
+    cache.append_to(&[0], rows(3)?, rows(3)?, None)?;
+    cache.remove(1)?;
+    let fork = cache.fork(0)?;
+    cache.append_to(&[fork], rows(1)?, rows(1)?, None)?;
+    let (mut key, mut value) = ([0.0; 32], [0.0; 32]);
+    cache.read(fork, 3, &mut key, &mut value)?;
+    // The largest is 48, and the factor 48/127.
+    let close = key
+        .iter()
+        .zip(&value)
+        .all(|(key, value)| (key - value).abs() < 0.25);
+    Ok(close && value[0] == -48.0 && cache.free_pages() == Some(1))
 }
 
 /// One query 1 over keys 0 and ln 3 weighs the values 0 and 4 by 1/4 and 3/4, so the output is 3.
