@@ -17,6 +17,8 @@ pub mod initializers;
 mod inputs;
 pub mod io;
 #[cfg(feature = "alloc")]
+pub mod onnx;
+#[cfg(feature = "alloc")]
 mod packed;
 mod params;
 mod plan;
