@@ -7,7 +7,6 @@ Without --all only one test of each kind is written. A second run writes the sam
 
 import json
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,10 @@ from onnx.backend.test.case.node import collect_testcases
 from onnx.reference import ReferenceEvaluator
 from safetensors.numpy import save
 
+import files
 import more
 import truth
 
-# Smallest tolerances, relative to the largest truth.
-FLOORS = {"float32": 1e-6, "bfloat16": 2.0**-7, "float16": 2.0**-10, "float64": 1.4e-14}
-ERRORS_ALLOWED = 3
 INPUTS = ["Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"]
 # The tests that differ from one of these in sizes alone, or in rank, are left out.
 KINDS = """
@@ -75,7 +72,7 @@ def make(folder, name, model, values):
     exact = truth.attention(opset, attributes, inputs)
     expected, tensors = {}, {}
     for output, got in zip(asked, recorded):
-        expected[output] = judged(output, got, exact[output])
+        expected[output] = files.judged(output, got, exact[output])
         tensors[f"{output}@f64"] = exact[output]
     case = {
         "name": name,
@@ -89,35 +86,8 @@ def make(folder, name, model, values):
     }
     (folder / f"{name}.json").write_text(json.dumps(case) + "\n")
     for part, arrays in (("inputs", inputs), ("expected", tensors)):
-        (folder / f"{name}.{part}.safetensors").write_bytes(save(stored(arrays)))
+        (folder / f"{name}.{part}.safetensors").write_bytes(save(files.stored(arrays)))
     print(name, flush=True)
-
-
-def judged(name, got, exact):
-    """What is expected of an output, of which the operator's reference implementation gave `got`."""
-    got = np.asarray(got)
-    values = got.astype(np.float64)
-    finite = np.isfinite(exact)
-    if not np.array_equal(np.isfinite(values), finite) or not np.array_equal(values[~finite], exact[~finite]):
-        raise ValueError(f"{name}: the reference implementation and the truth have infinities at different places")
-    error = float(np.max(np.abs(values - exact)[finite], initial=0.0))
-    largest = float(np.max(np.abs(exact[finite]), initial=0.0))
-    return {
-        "dtype": got.dtype.name,
-        "shape": list(got.shape),
-        "truth": f"{name}@f64",
-        "onnx_max_abs_err": error,
-        "truth_max_abs": largest,
-        "atol": max(ERRORS_ALLOWED * error, FLOORS[got.dtype.name] * largest),
-    }
-
-
-def stored(arrays):
-    """Row-major copies in the order of their names; bool is kept as bytes."""
-    return {
-        name: np.array(array, dtype=np.uint8 if array.dtype == bool else array.dtype, order="C")
-        for name, array in sorted(arrays.items())
-    }
 
 
 if __name__ == "__main__":

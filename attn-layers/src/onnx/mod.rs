@@ -12,10 +12,14 @@ mod arguments;
 mod forward;
 mod heads;
 mod mask;
+#[cfg(feature = "onnx")]
+mod model;
 mod past;
 mod prepared;
 mod vjp;
 
 pub use arguments::{Attention, Opset, precision_of_type, stage_of_mode, window_of_size};
 pub use forward::{Outputs, attention};
+#[cfg(feature = "onnx")]
+pub use model::{Model, ModelError, Node, Operator};
 pub use vjp::{Gradients, Residuals, attention_vjp};
