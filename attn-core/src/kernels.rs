@@ -4,7 +4,7 @@ use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
 use crate::projection::{Packing, Projection};
-use crate::request::{Attention, AttentionShape};
+use crate::request::{Attention, AttentionShape, Features};
 use crate::view::{Storage, View, ViewMut};
 
 /// A place that computes: a CPU with a chosen instruction set, or a device.
@@ -109,6 +109,16 @@ pub trait Kernels<T: Element>: Backend {
         scale: View<'_, Self::Storage, T::Acc>,
         epsilon: f64,
     ) -> Result<(), Self::Error>;
+
+    /// The parts of a request that [`Kernels::attend`] computes; it refuses every other.
+    fn features(&self) -> Features {
+        Features::FLAX
+    }
+
+    /// The parts that [`Kernels::attend_backward`] has gradients for; it refuses every other.
+    fn backward_features(&self) -> Features {
+        Features::FLAX
+    }
 
     /// Scratch of [`Kernels::attend`] for these sizes.
     fn attend_scratch(&self, shape: &AttentionShape) -> usize;

@@ -12,6 +12,7 @@
 //! | [`position`], [`mask`], [`visible`] | which keys a query sees, with alignment and polarity in the type |
 //! | [`scores`] | how scores are made |
 //! | [`source`] | where keys and values come from: arrays, caches |
+//! | [`contents`] | what arrays of lengths, starts and pages may hold |
 //! | [`random`], [`dropout`] | JAX's keys and bits; which weights are dropped |
 //! | [`request`], [`backward`] | one attention call as a value; one call for its gradients |
 //! | [`projection`] | one dense layer as a value, its kernel as it lies or packed |
@@ -43,6 +44,7 @@ extern crate alloc;
 pub mod backward;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod contents;
 pub mod dropout;
 pub mod dtype;
 pub mod error;
@@ -68,10 +70,10 @@ pub use layout::{Dims, Layout};
 pub use mask::{FullyMasked, Mask};
 pub use position::{Alignment, Causal, Window};
 pub use projection::{DenseKernel, PackedKernel, Packing, Projection, RowOrder};
-pub use request::{Attention, AttentionShape, Outputs};
+pub use request::{Attention, AttentionShape, Features, Outputs};
 pub use scores::{Alibi, Relative, Scale, Scores, Stage};
 pub use source::{Cached, KeyValue, Place, Rows};
 pub use view::{
     AnyView, AnyViewMut, Buffer, Flat, FlatMut, Host, HostView, HostViewMut, Storage, View, ViewMut,
 };
-pub use visible::{Blocks, Segments, Sequences, Visible};
+pub use visible::{Blocks, Segments, Sequences, Span, Visible};

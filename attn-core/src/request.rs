@@ -435,6 +435,9 @@ impl Features {
         .union(Self::DROPOUT)
         .union(Self::STATISTICS);
 
+    /// Every part that there is.
+    pub const ALL: Self = Self((1 << 24) - 1);
+
     const NAMES: [(Self, &'static str); 24] = [
         (Self::DENSE, "dense keys and values"),
         (Self::BIAS, "an additive bias"),
@@ -474,11 +477,24 @@ impl Features {
         Self(self.0 & !other.0)
     }
 
+    /// Whether all of `other` are in `self`.
+    ///
+    /// ```
+    /// use attn_core::Features;
+    /// assert!(Features::FLAX.contains(Features::MASK) && !Features::FLAX.contains(Features::WINDOW));
+    /// ```
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        other.without(self).0 == 0
+    }
+
     const fn with(self, other: Self, used: bool) -> Self {
         if used { self.union(other) } else { self }
     }
 
-    fn first_name(self) -> Option<&'static str> {
+    /// The name of the first of them, as [`Error::Unsupported`] gives it; `None` if there are none.
+    #[must_use]
+    pub fn first_name(self) -> Option<&'static str> {
         if self.0 == 0 {
             return None;
         }

@@ -194,6 +194,23 @@ impl<S: Storage, T: Element> Cached<'_, S, T> {
         ])
     }
 
+    /// Batch entries or pages, and rows of each.
+    pub(crate) fn rows(&self) -> Result<[usize; 2]> {
+        let shape = self.key.shape("cached key")?;
+        let rows = shape.rank().saturating_sub(3);
+        let of = |axis: usize| shape.get(axis).copied().unwrap_or(0);
+        Ok([of(rows.saturating_sub(1)), of(rows)])
+    }
+
+    /// The first token that is still there of a sequence that has seen `tokens` of them.
+    #[must_use]
+    pub fn first_token(&self, tokens: usize) -> usize {
+        match (&self.place, self.rows()) {
+            (Place::Ring, Ok([_, capacity])) => tokens.saturating_sub(capacity),
+            _ => 0,
+        }
+    }
+
     const fn is_paged(&self) -> bool {
         matches!(self.place, Place::Paged { .. })
     }

@@ -6,9 +6,10 @@
 use crate::error::Result;
 use crate::layout::Dims;
 use crate::mask::{FullyMasked, Mask};
-use crate::position::{Causal, Window};
+use crate::position::{Alignment, Causal, Window};
 use crate::request::AttentionShape;
 use crate::view::{Flat, Storage, View};
+use core::ops::Range;
 
 /// Which keys a query sees: those that every part lets it see.
 #[derive(Debug)]
@@ -61,6 +62,33 @@ pub enum Sequences<'a, S: Storage> {
         /// The first key of each sequence and the end of the last, `[sequences + 1]`, never falling, from 0 to `key_length`.
         key_starts: Flat<'a, S, i32>,
     },
+}
+
+/// One sequence of a batch entry: the rows of its queries and keys in their arrays. Positions count from the first of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Its queries.
+    pub queries: Range<usize>,
+    /// Its keys.
+    pub keys: Range<usize>,
+}
+
+impl Span {
+    /// A whole batch entry.
+    #[must_use]
+    pub const fn whole(shape: &AttentionShape) -> Self {
+        Self {
+            queries: 0..shape.query_length,
+            keys: 0..shape.key_length,
+        }
+    }
+
+    /// The position of a query of the sequence, counted as its keys are from the sequence's first key.
+    #[must_use]
+    pub fn position(&self, alignment: Alignment, query: usize) -> isize {
+        let query = query.saturating_sub(self.queries.start);
+        alignment.position(query, self.queries.len(), self.keys.len())
+    }
 }
 
 /// Ids by which queries and keys belong together: a query sees the keys of its own id.
@@ -118,6 +146,17 @@ impl<S: Storage> Blocks<'_, S> {
 }
 
 impl<S: Storage> Visible<'_, S> {
+    /// The keys that a query of `span` sees by its position alone, as rows of the array of keys. The rows are the sequence's own.
+    #[must_use]
+    pub fn keys_in(&self, span: &Span, query: usize) -> Range<usize> {
+        let (queries, keys) = (span.queries.len(), span.keys.len());
+        let query = query.saturating_sub(span.queries.start);
+        let window = (self.window).map_or(0..keys, |window| window.visible(query, queries, keys));
+        let end = (self.causal).map_or(keys, |causal| causal.visible(query, queries, keys));
+        let end = end.min(window.end).max(window.start);
+        span.keys.start + window.start..span.keys.start + end
+    }
+
     /// Checks that all parts fit a call; `weights` is the shape of its weights. What arrays hold is the backend's to check.
     pub(crate) fn check(&self, shape: &AttentionShape, weights: &Dims) -> Result<()> {
         if let Some(sequences) = &self.sequences {

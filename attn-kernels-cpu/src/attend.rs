@@ -15,7 +15,7 @@ use crate::simd::{Kernel, Lane, Simd};
 use crate::threads::{Jobs, Work};
 use crate::visibility::Visibility;
 use attn_core::{
-    Attention, AttentionShape, Error, Host, HostViewMut, Layout, Outputs, Result, request::Features,
+    Attention, AttentionShape, Error, Features, Host, HostViewMut, Layout, Outputs, Result,
 };
 
 pub(crate) const SUPPORTED: Features = Features::FLAX;

@@ -6,8 +6,8 @@ use crate::simd::Level;
 use crate::threads::{Jobs, Threads, Work};
 use crate::{attend, attend_backward, normalize, pack, project};
 use attn_core::{
-    Attention, AttentionBackward, AttentionShape, Backend, Error, Host, HostView, HostViewMut,
-    Kernels, NormalizeBackward, Packing, Projection, ProjectionBackward, Result,
+    Attention, AttentionBackward, AttentionShape, Backend, Error, Features, Host, HostView,
+    HostViewMut, Kernels, NormalizeBackward, Packing, Projection, ProjectionBackward, Result,
 };
 
 /// A CPU with a chosen instruction set and threads.
@@ -172,6 +172,14 @@ macro_rules! impl_kernels {
 
             fn normalize(&self, x: HostViewMut<'_, $type>, scale: HostView<'_, $acc>, epsilon: f64) -> Result<()> {
                 normalize::normalize(x, scale, epsilon)
+            }
+
+            fn features(&self) -> Features {
+                attend::SUPPORTED
+            }
+
+            fn backward_features(&self) -> Features {
+                attend::SUPPORTED
             }
 
             fn attend_scratch(&self, shape: &AttentionShape) -> usize {

@@ -7,8 +7,8 @@ use crate::images::{self, Loaded, Module};
 use crate::ops;
 use crate::options::Options;
 use attn_core::{
-    Attention, AttentionBackward, AttentionShape, Backend, Buffer, Element, Error, Kernels,
-    NormalizeBackward, Projection, ProjectionBackward, Scalar, View, ViewMut,
+    Attention, AttentionBackward, AttentionShape, Backend, Buffer, Element, Error, Features,
+    Kernels, NormalizeBackward, Projection, ProjectionBackward, Scalar, View, ViewMut,
 };
 use core::fmt;
 use std::sync::{Arc, OnceLock};
@@ -179,6 +179,14 @@ impl<T: Element> Kernels<T> for CudaDevice {
         epsilon: f64,
     ) -> Result<(), CudaError> {
         ops::norm::normalize(self, x, scale, epsilon)
+    }
+
+    fn features(&self) -> Features {
+        ops::attend::SUPPORTED
+    }
+
+    fn backward_features(&self) -> Features {
+        ops::attend::SUPPORTED
     }
 
     fn attend_scratch(&self, shape: &AttentionShape) -> usize {

@@ -5,8 +5,8 @@ use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
 use crate::ops;
 use attn_core::{
-    Attention, AttentionBackward, AttentionShape, Backend, DenseKernel, Element, Error, Host,
-    HostView, HostViewMut, Kernels, Layout, Mask, NormalizeBackward, Projection,
+    Attention, AttentionBackward, AttentionShape, Backend, DenseKernel, Element, Error, Features,
+    Host, HostView, HostViewMut, Kernels, Layout, Mask, NormalizeBackward, Projection,
     ProjectionBackward, Result, Scalar, View, ViewMut,
 };
 use std::sync::{Arc, Mutex, PoisonError};
@@ -260,6 +260,14 @@ impl<T: Element> Kernels<T> for Cuda {
             device.normalize(x.on_device()?, scale.view()?, epsilon)?;
             x.finish(device)
         })
+    }
+
+    fn features(&self) -> Features {
+        ops::attend::SUPPORTED
+    }
+
+    fn backward_features(&self) -> Features {
+        ops::attend::SUPPORTED
     }
 
     fn attend_scratch(&self, _shape: &AttentionShape) -> usize {

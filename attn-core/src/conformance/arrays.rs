@@ -1,15 +1,11 @@
 //! The arrays of a case, placed in buffers in several ways.
 
-use super::cases::{Case, Placement};
+use super::case::{Case, Placement};
 use super::data::Numbers;
-use crate::dropout::Dropout;
 use crate::dtype::{Element, Scalar};
 use crate::error::Result;
 use crate::layout::{Dims, Layout};
-use crate::mask::Mask;
-use crate::random::Key;
-use crate::request::Attention;
-use crate::view::{Host, HostView, HostViewMut};
+use crate::view::{HostView, HostViewMut};
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -94,6 +90,11 @@ impl<T: Scalar> Placed<T> {
         written_outside(&self.buffer, &self.layout)
     }
 
+    /// The `n`-th element, row-major.
+    pub(super) fn at(&self, n: usize) -> T {
+        self.buffer[self.layout.base(self.layout.shape().rank(), n)]
+    }
+
     pub(super) fn view(&self) -> Result<HostView<'_, T>> {
         HostView::with_layout(&self.buffer, self.layout)
     }
@@ -119,99 +120,4 @@ pub(super) fn d_out<T: Element>(case: &Case, draw: usize) -> Result<Placed<T>> {
     Placed::new(case.placement, &case.batch, shape, || {
         T::from_f64(numbers.normal())
     })
-}
-
-/// The inputs of a case, in one of its draws.
-pub(super) struct Inputs<T: Element> {
-    query: Placed<T>,
-    key: Placed<T>,
-    value: Placed<T>,
-    mask: Option<Placed<u8>>,
-    bias: Option<Placed<T::Acc>>,
-    dropout: Option<Dropout>,
-}
-
-impl<T: Element> Inputs<T> {
-    pub(super) fn new(case: &Case, draw: usize) -> Result<Self> {
-        let mut numbers = Numbers::new(&format!("{} {draw}", case.name));
-        let mut placed = |length, depth, size: f64| {
-            let shape = [length, case.heads, depth];
-            Placed::new(case.placement, &case.batch, shape, || {
-                T::from_f64(numbers.normal() * size)
-            })
-        };
-        Ok(Self {
-            query: placed(case.query_length, case.depth, case.size)?,
-            key: placed(case.key_length, case.depth, case.size)?,
-            value: placed(case.key_length, case.value_depth, 1.0)?,
-            mask: mask(case, &mut numbers)?,
-            bias: bias(case, &mut numbers)?,
-            dropout: dropout::<T>(case, &mut numbers)?,
-        })
-    }
-
-    /// The request that the case describes.
-    pub(super) fn call(&self, case: &Case) -> Result<Attention<'_, Host, T>> {
-        let mask = self.mask.as_ref().map(Placed::view).transpose()?;
-        let keep = case.mask.as_ref().is_some_and(|mask| mask.keep);
-        let mask = mask.map(|bytes| match keep {
-            true => Mask::keep(bytes),
-            false => Mask::drop(bytes),
-        });
-        let bias = self.bias.as_ref().map(Placed::view).transpose()?;
-        Ok(
-            Attention::new(self.query.view()?, self.key.view()?, self.value.view()?)
-                .with_scale(case.scale)
-                .with_causal(case.causal)
-                .with_mask(mask)
-                .with_bias(bias)
-                .with_fully_masked(case.fully_masked)
-                .with_dropout(self.dropout),
-        )
-    }
-}
-
-fn mask(case: &Case, numbers: &mut Numbers) -> Result<Option<Placed<u8>>> {
-    let Some(mask) = &case.mask else {
-        return Ok(None);
-    };
-    let columns = mask.shape.last().copied().unwrap_or(1).max(1);
-    let mut index = 0;
-    let next = || {
-        let blind = mask.blind_rows && (index / columns).is_multiple_of(3);
-        let seen = numbers.uniform() < mask.density && !blind;
-        // Any byte but 0 is set.
-        let set = 1 + (index % 255) as u8;
-        index += 1;
-        if seen == mask.keep { set } else { 0 }
-    };
-    Placed::tensor(case.placement, &mask.shape, 1, next).map(Some)
-}
-
-/// Each draw has a key of its own.
-fn dropout<T: Element>(case: &Case, numbers: &mut Numbers) -> Result<Option<Dropout>> {
-    let Some(dropout) = case.dropout else {
-        return Ok(None);
-    };
-    let bits = numbers.bits();
-    let key = Key::from_words([(bits >> 32) as u32, bits as u32]);
-    Dropout::new(
-        key,
-        dropout.rate,
-        T::DTYPE,
-        dropout.shared,
-        dropout.convention,
-    )
-}
-
-fn bias<A: Element>(case: &Case, numbers: &mut Numbers) -> Result<Option<Placed<A>>> {
-    let Some((shape, infinite)) = &case.bias else {
-        return Ok(None);
-    };
-    let next = || {
-        let value = numbers.normal();
-        let cut = *infinite && value > 1.0;
-        A::from_f64(if cut { f64::NEG_INFINITY } else { value })
-    };
-    Placed::tensor(case.placement, shape, A::from_f64(f64::NAN), next).map(Some)
 }

@@ -2,189 +2,18 @@
 
 mod dropout;
 mod gradients;
+mod parts;
 
 use super::Group;
+use super::case::MaskCase;
 use crate::mask::FullyMasked;
 use crate::position::Causal;
-use crate::random::Convention;
 use crate::scores::Scale;
 use alloc::format;
-use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// How an array lies in its buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Placement {
-    /// `[batch..., length, heads, depth]` without gaps.
-    Contiguous,
-    /// Stored as `[batch..., heads, length, depth]`.
-    HeadsMajor,
-    /// With gaps between heads, rows and at the start.
-    Gaps,
-    /// Depth before length: the last axis is not contiguous.
-    Transposed,
-}
-
-/// A mask tensor.
-#[derive(Debug, Clone)]
-pub(super) struct MaskCase {
-    /// Its shape, which broadcasts to `[batch..., heads, query_length, key_length]`.
-    pub(super) shape: Vec<usize>,
-    /// How much of it is seen.
-    pub(super) density: f64,
-    /// Whether every third row sees nothing.
-    pub(super) blind_rows: bool,
-    /// Whether a set byte means that the query sees the key.
-    pub(super) keep: bool,
-}
-
-/// Dropout of weights.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct DropoutCase {
-    pub(super) rate: f64,
-    /// Whether all heads and batch entries share a mask.
-    pub(super) shared: bool,
-    pub(super) convention: Convention,
-}
-
-/// One call of attention.
-#[derive(Debug, Clone)]
-pub(super) struct Case {
-    /// Its name in reports; the data depend on it.
-    pub(super) name: String,
-    /// Batch axes.
-    pub(super) batch: Vec<usize>,
-    /// Queries.
-    pub(super) query_length: usize,
-    /// Keys.
-    pub(super) key_length: usize,
-    /// Heads.
-    pub(super) heads: usize,
-    /// Depth of queries and keys.
-    pub(super) depth: usize,
-    /// Depth of values.
-    pub(super) value_depth: usize,
-    /// How the arrays lie.
-    pub(super) placement: Placement,
-    /// A causal mask.
-    pub(super) causal: Option<Causal>,
-    /// A mask tensor.
-    pub(super) mask: Option<MaskCase>,
-    /// An additive bias of this shape; with `true` some of it is -inf.
-    pub(super) bias: Option<(Vec<usize>, bool)>,
-    /// The factor on the scores.
-    pub(super) scale: Scale,
-    /// What a query gets that sees no key.
-    pub(super) fully_masked: FullyMasked,
-    /// Which weights are dropped.
-    pub(super) dropout: Option<DropoutCase>,
-    /// Whether weights are asked for.
-    pub(super) weights: bool,
-    /// Size of queries and keys.
-    pub(super) size: f64,
-}
-
-impl Case {
-    fn new(query_length: usize, key_length: usize, depth: usize) -> Self {
-        Self {
-            name: format!("q{query_length} k{key_length} d{depth}"),
-            batch: Vec::new(),
-            query_length,
-            key_length,
-            heads: 1,
-            depth,
-            value_depth: depth,
-            placement: Placement::Contiguous,
-            causal: None,
-            mask: None,
-            bias: None,
-            scale: Scale::InverseSqrtDepth,
-            fully_masked: FullyMasked::MeanOfValues,
-            dropout: None,
-            weights: false,
-            size: 1.0,
-        }
-    }
-
-    fn with_dropout(self, dropout: DropoutCase) -> Self {
-        let case = Self {
-            dropout: Some(dropout),
-            ..self
-        };
-        case.named(&format!("{dropout:?}"))
-    }
-
-    fn with_mask(self, shape: &[usize], density: f64, blind_rows: bool) -> Self {
-        let mask = MaskCase {
-            shape: shape.to_vec(),
-            density,
-            blind_rows,
-            keep: true,
-        };
-        let case = Self {
-            mask: Some(mask),
-            ..self
-        };
-        case.named(&format!("mask {shape:?} {density} {blind_rows}"))
-    }
-
-    fn with_causal(self, causal: Causal) -> Self {
-        let case = Self {
-            causal: Some(causal),
-            ..self
-        };
-        case.named(&format!("{causal:?}"))
-    }
-
-    fn with_bias(self, shape: &[usize], infinite: bool) -> Self {
-        let case = Self {
-            bias: Some((shape.to_vec(), infinite)),
-            ..self
-        };
-        case.named(&format!("bias {shape:?} infinite {infinite}"))
-    }
-
-    fn with_scale(self, scale: f64) -> Self {
-        let case = Self {
-            scale: Scale::Value(scale),
-            ..self
-        };
-        case.named(&format!("scale {scale}"))
-    }
-
-    fn with_value_depth(self, value_depth: usize) -> Self {
-        let case = Self {
-            value_depth,
-            ..self
-        };
-        case.named(&format!("value depth {value_depth}"))
-    }
-
-    fn zero_if_blind(self) -> Self {
-        let case = Self {
-            fully_masked: FullyMasked::Zero,
-            ..self
-        };
-        case.named("zero")
-    }
-
-    fn sized(self, size: f64) -> Self {
-        Self { size, ..self }.named(&format!("size {size}"))
-    }
-
-    fn named(mut self, what: &str) -> Self {
-        self.name = format!("{} {what}", self.name);
-        self
-    }
-
-    fn batched(mut self, batch: &[usize], heads: usize) -> Self {
-        self.name = format!("{} batch {batch:?} heads {heads}", self.name);
-        self.batch = batch.to_vec();
-        self.heads = heads;
-        self
-    }
-}
+pub(super) use super::case::{Case, Placement};
 
 const LENGTHS: [usize; 16] = [1, 2, 3, 5, 7, 15, 16, 17, 31, 33, 63, 64, 65, 127, 130, 257];
 const DEPTHS: [usize; 19] = [
@@ -203,6 +32,15 @@ pub(super) fn of(group: Group) -> Vec<Case> {
         Group::Strided => strided(),
         Group::Extreme => extreme(),
         Group::Dropout => dropout::forward(),
+        Group::Grouped => parts::grouped(),
+        Group::Window => parts::window(),
+        Group::Sequences => parts::sequences(),
+        Group::Segments => parts::segments(),
+        Group::Blocks => parts::blocks(),
+        Group::Scores => parts::scores(),
+        Group::Sinks => parts::sinks(),
+        Group::Stages => parts::stages(),
+        Group::Caches => parts::caches(),
         Group::Gradients => gradients::plain(),
         Group::GradientsMasked => gradients::masked(),
         Group::GradientsBias => gradients::bias(),

@@ -5,7 +5,7 @@ pub(super) mod backward;
 use super::data::Numbers;
 use super::plain::{self, round};
 use super::properties::OnHost;
-use super::verdict::{Comparison, Failure, Place, Report};
+use super::verdict::{Comparison, Failure, Outcome, Place, Report};
 use super::{draws, oracle};
 use crate::dtype::Element;
 use crate::error::Result;
@@ -48,7 +48,7 @@ pub(super) fn project<T: Element, B: OnHost<T>>(backend: &B) -> Result<Report, F
                     row_order,
                     with_bias,
                 };
-                report.add(case.share::<T, B>(backend)?);
+                report.add(Outcome::Right(case.share::<T, B>(backend)?));
             }
         }
     }

@@ -11,6 +11,9 @@
 //! Each gives tests named `avx2::bf16::causal`. Where the machine lacks what a backend needs, a test prints `SKIPPED` and the reason, or
 //! fails if the environment variable `ATTN_REQUIRE` names the backend or says `all`.
 //!
+//! **What a backend does not have.** A case with a part that the backend does not name in [`Kernels::features`] is run all the same, and must
+//! be refused with that part's name. A group of which every case was refused prints `REFUSED`.
+//!
 //! **The tolerance.** An output may be off by twice the error that plain arithmetic in the same dtype makes on the same
 //! case (Flax's own order of operations, every step rounded, sums from the first term to the last),
 //! and always by half a unit in the last place of the largest output: a result rounded correctly from an exact
@@ -19,12 +22,14 @@
 //! (with one key they always do). Both errors are the largest of a case, over rows and columns at the edges and anywhere.
 
 mod arrays;
+mod case;
 mod cases;
 mod data;
 mod dense;
 mod draws;
 mod forward;
 mod gradients;
+mod inputs;
 mod matrix;
 mod norm;
 mod oracle;
@@ -32,10 +37,15 @@ mod plain;
 mod properties;
 mod reference;
 mod rows;
+mod source;
+mod statistics;
 mod verdict;
 
 pub use reference::Reference;
 pub use verdict::{Failure, Report};
+
+use case::Case;
+use verdict::Outcome;
 
 use crate::dtype::Element;
 use crate::error::Error;
@@ -72,6 +82,24 @@ pub enum Group {
     Extreme,
     /// Weights that are dropped.
     Dropout,
+    /// Fewer heads of keys than of queries.
+    Grouped,
+    /// Windows of every alignment.
+    Window,
+    /// Padded and packed sequences.
+    Sequences,
+    /// Segments.
+    Segments,
+    /// Masks of whole blocks.
+    Blocks,
+    /// Softcaps, linear biases, tables of relative positions.
+    Scores,
+    /// Attention sinks.
+    Sinks,
+    /// Scores as an output.
+    Stages,
+    /// Caches in every place and format.
+    Caches,
     /// Gradients of attention, and the statistics that they are made from.
     Gradients,
     /// Gradients under causal masks, mask tensors and dropout.
@@ -96,7 +124,7 @@ pub enum Group {
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 28] = [
         Self::Plain,
         Self::Long,
         Self::Causal,
@@ -106,6 +134,15 @@ impl Group {
         Self::Strided,
         Self::Extreme,
         Self::Dropout,
+        Self::Grouped,
+        Self::Window,
+        Self::Sequences,
+        Self::Segments,
+        Self::Blocks,
+        Self::Scores,
+        Self::Sinks,
+        Self::Stages,
+        Self::Caches,
         Self::Gradients,
         Self::GradientsMasked,
         Self::GradientsBias,
@@ -147,11 +184,11 @@ where
 
 fn cases(
     group: Group,
-    share: impl Fn(&cases::Case) -> Result<f64, Failure>,
+    outcome: impl Fn(&Case) -> Result<Outcome, Failure>,
 ) -> Result<Report, Failure> {
     let mut report = Report::default();
     for case in cases::of(group) {
-        report.add(share(&case)?);
+        report.add(outcome(&case)?);
     }
     Ok(report)
 }
@@ -174,7 +211,9 @@ macro_rules! conformance_tests {
             #[allow(unused_imports, reason = "what the backend's expression needs")]
             use super::super::*;
             $crate::conformance_tests!(@group $name, $type, $backend, plain Plain, long Long, causal Causal, mask Mask,
-                bias Bias, weights Weights, strided Strided, extreme Extreme, dropout Dropout, gradients Gradients,
+                bias Bias, weights Weights, strided Strided, extreme Extreme, dropout Dropout, grouped Grouped, window Window,
+                sequences Sequences, segments Segments, blocks Blocks, scores Scores, sinks Sinks, stages Stages, caches Caches,
+                gradients Gradients,
                 gradients_masked GradientsMasked, gradients_bias GradientsBias, gradients_strided GradientsStrided,
                 project Project, project_backward ProjectBackward, normalize Normalize,
                 normalize_backward NormalizeBackward,
@@ -191,7 +230,12 @@ macro_rules! conformance_tests {
                     Ok(backend) => {
                         let group = $crate::conformance::Group::$group;
                         match $crate::conformance::run::<$type, _>(&backend, group, &maths) {
-                            Ok(report) => assert!(report.cases > 0, "a group without cases"),
+                            Ok(report) => {
+                                assert!(report.cases > 0, "a group without cases");
+                                if report.is_all_refused() {
+                                    ::std::eprintln!("REFUSED {}::{}", module_path!(), stringify!($test));
+                                }
+                            }
                             Err(failure) => panic!("{failure}"),
                         }
                     }

@@ -1,69 +1,16 @@
-//! The truth: each operation from its definition, one output at a time. Products and sums run in pairs of `f64` that carry
-//! about 106 bits; only the exponential and the last division of a weight are rounded to `f64`.
+//! The truth: each operation from its definition, one output at a time. Products, sums and the softcap run in pairs of `f64` that
+//! carry about 106 bits; only the exponential and the last division of a weight are rounded to `f64`.
 
 pub(super) mod backward;
+mod pair;
 
 use super::Maths;
+use super::rows::Line;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::iter::zip;
 
-/// An unevaluated sum of two `f64`.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Pair {
-    high: f64,
-    low: f64,
-}
-
-impl From<f64> for Pair {
-    fn from(high: f64) -> Self {
-        Self { high, low: 0.0 }
-    }
-}
-
-impl Pair {
-    pub(super) fn value(self) -> f64 {
-        self.high + self.low
-    }
-
-    /// Knuth's exact sum, then the low parts.
-    pub(super) fn add(self, other: Self) -> Self {
-        let sum = self.high + other.high;
-        let back = sum - self.high;
-        let error = (self.high - (sum - back)) + (other.high - back);
-        Self::normalized(sum, error + self.low + other.low)
-    }
-
-    /// Dekker's exact product of two `f64`.
-    fn product(a: f64, b: f64) -> Self {
-        let split = |x: f64| {
-            let scaled = x * 134_217_729.0; // 2^27 + 1
-            let high = scaled - (scaled - x);
-            (high, x - high)
-        };
-        let product = a * b;
-        let ((a1, a2), (b1, b2)) = (split(a), split(b));
-        Self {
-            high: product,
-            low: ((a1 * b1 - product) + a1 * b2 + a2 * b1) + a2 * b2,
-        }
-    }
-
-    fn scaled(self, factor: f64) -> Self {
-        let product = Self::product(self.high, factor);
-        Self::normalized(product.high, product.low + self.low * factor)
-    }
-
-    fn normalized(high: f64, low: f64) -> Self {
-        if !high.is_finite() {
-            return Self { high, low: 0.0 };
-        }
-        let sum = high + low;
-        Self {
-            high: sum,
-            low: low - (sum - high),
-        }
-    }
-}
+pub(super) use pair::Pair;
 
 /// `Σ a · b`.
 pub(super) fn dot(a: impl Iterator<Item = f64>, b: impl Iterator<Item = f64>) -> Pair {
@@ -109,36 +56,40 @@ pub(super) fn sum(values: impl Iterator<Item = f64>) -> Pair {
     values.fold(Pair::default(), |sum, value| sum.add(value.into()))
 }
 
-/// What one query sees and how its scores are made.
+/// One query and the scores of its keys.
 pub(super) struct Row<'a> {
-    /// `q · k` for every key, from [`dot`].
+    /// `q · k` for every key of the line, from [`dot`].
     pub(super) products: Vec<Pair>,
     pub(super) scale: f64,
-    pub(super) bias: Option<&'a [f64]>,
-    pub(super) seen: &'a [bool],
-    pub(super) zero_if_blind: bool,
+    pub(super) line: &'a Line,
     pub(super) maths: &'a Maths,
 }
 
 /// What softmax makes of a row.
 pub(super) struct Softmax {
     pub(super) weights: Vec<f64>,
+    /// The weight of the sink, which is no key's.
+    pub(super) sink: f64,
     /// The largest score and the sum of exponentials, if there is a finite score.
     pub(super) statistics: Option<[f64; 2]>,
 }
 
 impl Row<'_> {
-    /// The weights of the row. A row that sees nothing weighs all keys alike (Flax) or none (ONNX, PyTorch).
+    /// The weights of the row. A row that sees nothing weighs all keys alike (Flax) or none (ONNX, PyTorch), unless a sink has a score.
     pub(super) fn softmax(&self) -> Softmax {
+        let line = self.line;
         let scores: Vec<Option<Pair>> = (0..self.products.len())
-            .map(|key| self.seen[key].then(|| self.score(key)))
+            .map(|key| line.seen[key].then(|| self.score(key)))
             .collect();
+        let sink = line.sink.unwrap_or(f64::NEG_INFINITY);
         let largest = (scores.iter().flatten())
             .map(|score| score.value())
-            .fold(f64::NEG_INFINITY, f64::max);
-        if largest == f64::NEG_INFINITY && (self.zero_if_blind || self.seen.contains(&false)) {
+            .fold(sink, f64::max);
+        let has_hidden = line.is_zero_if_blind() || line.seen.contains(&false);
+        if largest == f64::NEG_INFINITY && has_hidden {
             return Softmax {
                 weights: self.blind(),
+                sink: 0.0,
                 statistics: None,
             };
         }
@@ -146,34 +97,69 @@ impl Row<'_> {
             .iter()
             .map(|score| score.map_or(0.0, |score| self.exponential(score, largest)))
             .collect();
-        let total = sum(exponentials.iter().copied()).value();
+        let of_sink = line
+            .sink
+            .map_or(0.0, |sink| self.exponential(sink.into(), largest));
+        let total = sum(exponentials.iter().copied().chain([of_sink])).value();
         Softmax {
             weights: exponentials.iter().map(|e| e / total).collect(),
+            sink: of_sink / total,
             statistics: largest.is_finite().then_some([largest, total]),
         }
     }
 
-    fn score(&self, key: usize) -> Pair {
-        let scaled = self.products[key].scaled(self.scale);
-        self.bias
-            .map_or(scaled, |bias| scaled.add(bias[key].into()))
+    /// The product with the scale.
+    pub(super) fn scaled(&self, key: usize) -> Pair {
+        self.products[key].scaled(self.scale)
+    }
+
+    /// After the softcap.
+    pub(super) fn capped(&self, key: usize) -> Pair {
+        let scaled = self.scaled(key);
+        self.line
+            .softcap
+            .map_or(scaled, |cap| scaled.divided(cap.into()).tanh().scaled(cap))
+    }
+
+    /// What the softcap's slope is at a score.
+    fn slope(&self, key: usize) -> Pair {
+        let one = Pair::from(1.0);
+        self.line.softcap.map_or(one, |cap| {
+            let tanh = self.scaled(key).divided(cap.into()).tanh();
+            one.add(tanh.times(tanh).scaled(-1.0))
+        })
+    }
+
+    /// With all that is added.
+    pub(super) fn score(&self, key: usize) -> Pair {
+        let line = self.line;
+        let mut score = self.capped(key);
+        if let Some(bias) = &line.bias {
+            score = score.add(bias[key].into());
+        }
+        if let Some((slope, distances)) = &line.alibi {
+            score = score.add(Pair::product(*slope, distances[key]));
+        }
+        if let Some((table, columns)) = &line.relative {
+            score = score.add(table[columns[key]].into());
+        }
+        score
     }
 
     fn exponential(&self, score: Pair, largest: f64) -> f64 {
         let difference = score.add((-largest).into());
-        (self.maths.exp)(difference.high) * (1.0 + difference.low)
+        let (high, low) = difference.parts();
+        (self.maths.exp)(high) * (1.0 + low)
     }
 
     /// No key has a finite score. Flax gives masked keys the lowest finite one, so they share the weight.
     fn blind(&self) -> Vec<f64> {
-        let masked = self.seen.iter().filter(|seen| !**seen).count() as f64;
-        let share = |&seen: &bool| {
-            if seen || self.zero_if_blind {
-                0.0
-            } else {
-                1.0 / masked
-            }
-        };
-        self.seen.iter().map(share).collect()
+        let seen = &self.line.seen;
+        if self.line.is_zero_if_blind() {
+            return vec![0.0; seen.len()];
+        }
+        let masked = seen.iter().filter(|seen| !**seen).count() as f64;
+        let share = |&seen: &bool| if seen { 0.0 } else { 1.0 / masked };
+        seen.iter().map(share).collect()
     }
 }

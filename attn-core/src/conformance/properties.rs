@@ -7,6 +7,7 @@ use super::verdict::Failure;
 use crate::dtype::Element;
 use crate::error::Error;
 use crate::kernels::{Backend, Kernels};
+use crate::request::Features;
 use crate::view::Host;
 use alloc::format;
 use alloc::string::String;
@@ -29,6 +30,24 @@ impl From<Error> for Broken {
     /// A call that should work was refused.
     fn from(error: Error) -> Self {
         Self(format!("{error}"))
+    }
+}
+
+/// What came of a call that uses `used`, by a backend that has `supported`: done, or refused for the first part that the backend lacks.
+pub(super) fn done(
+    result: Result<(), Error>,
+    used: Features,
+    supported: Features,
+) -> Result<bool, Broken> {
+    let Some(missing) = used.without(supported).first_name() else {
+        result?;
+        return Ok(true);
+    };
+    match result {
+        Err(Error::Unsupported { feature, .. }) if feature == missing => Ok(false),
+        other => Err(Broken(format!(
+            "the backend does not claim to have {missing}, and gave {other:?} where it must refuse it by that name"
+        ))),
     }
 }
 

@@ -4,7 +4,8 @@ mod backward;
 
 use super::Maths;
 use super::plain::{self, Softmax, accumulate, round};
-use super::rows::{Head, Rows};
+use super::rows::{Head, Line, Rows};
+use super::source::keys_and_values;
 use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
 use crate::error::{Error, Result};
@@ -13,8 +14,11 @@ use crate::layout::Dims;
 use crate::mask::FullyMasked;
 use crate::projection::{ColumnGroups, DenseKernel, Packing, Projection};
 use crate::request::{Attention, AttentionShape, Features, Outputs};
+use crate::scores::Stage;
 use crate::view::{Host, HostView, HostViewMut};
+use alloc::vec;
 use alloc::vec::Vec;
+use core::iter::zip;
 use core::mem;
 
 /// Plain same-dtype arithmetic, in the order in which Flax writes it, on arrays with any strides.
@@ -28,8 +32,13 @@ pub struct Reference {
 
 const NAME: &str = "reference";
 
-/// Every part of a request that there is today.
-const SUPPORTED: Features = Features::FLAX;
+/// What has gradients: all but caches.
+const BACKWARD: Features = Features::ALL
+    .without(Features::CACHED)
+    .without(Features::RING)
+    .without(Features::PAGED)
+    .without(Features::INT8)
+    .without(Features::Q8_0);
 
 /// Column after column.
 const fn packing(features: usize, outputs: usize) -> Packing {
@@ -156,6 +165,14 @@ impl<T: Element> Kernels<T> for Reference {
         Ok(())
     }
 
+    fn features(&self) -> Features {
+        Features::ALL
+    }
+
+    fn backward_features(&self) -> Features {
+        BACKWARD
+    }
+
     fn attend_scratch(&self, _: &AttentionShape) -> usize {
         0
     }
@@ -166,8 +183,9 @@ impl<T: Element> Kernels<T> for Reference {
         mut out: HostViewMut<'_, T>,
         _: &mut [T::Acc],
     ) -> Result<()> {
-        call.check_supported(NAME, SUPPORTED)?;
+        call.check_supported(NAME, Features::ALL)?;
         let shape = call.shape()?;
+        call.check_contents(&shape)?;
         let wanted = shape.output(call.query.shape())?;
         if *out.shape() != wanted {
             return Err(Error::Shape {
@@ -208,7 +226,7 @@ impl<T: Element> Kernels<T> for Reference {
         call: AttentionBackward<'_, Host, T>,
         _: &mut [T::Acc],
     ) -> Result<()> {
-        call.call.check_supported(NAME, SUPPORTED)?;
+        call.call.check_supported(NAME, BACKWARD)?;
         backward::attend(call, &self.maths)
     }
 }
@@ -224,58 +242,83 @@ impl Reference {
         asked: &mut Outputs<'_, Host, T>,
     ) -> Result<()> {
         let (batch, head) = (matrix / shape.num_heads, matrix % shape.num_heads);
-        let (key, value) = call.dense()?;
         let rows = Rows::new(call, shape)?;
-        let [q, k, v, o] = [
-            call.query.layout(),
-            key.layout(),
-            value.layout(),
-            out.layout(),
-        ]
-        .map(|layout| Head::new(layout, batch, head));
-        let keys = k.rows(key.buf());
+        let [keys, values] = keys_and_values(call, shape, batch, head)?;
+        let [q, o] =
+            [call.query.layout(), out.layout()].map(|layout| Head::new(layout, batch, head));
         for query in 0..shape.query_length {
+            let line = rows.line(matrix, query);
             let scaled = plain::scaled::<T>(
                 &q.row(call.query.buf(), query),
                 call.scores.scale,
                 &self.maths,
             );
-            let seen = rows.seen(matrix, query);
-            let softmax = plain::softmax::<T>(
-                &plain::products::<T>(&scaled, &keys),
-                rows.bias(matrix, query).as_deref(),
-                &seen,
-                call.visible.fully_masked,
-                &self.maths,
-            );
-            let dropped = plain::dropped::<T>(&softmax.weights, &rows.factors(matrix, query));
+            let products = plain::products::<T>(&scaled, &keys[line.keys.clone()]);
+            let scores = plain::scores::<T>(&products, &line);
+            let softmax = plain::softmax::<T>(&scores, &line, &self.maths);
+            let dropped = plain::dropped::<T>(&softmax.weights, &line.factors);
             for column in 0..shape.value_depth {
-                let values = v.column(value.buf(), column);
-                let sum = plain::dot::<T>(&dropped, &values);
-                out.buf_mut()[o.at(query, column)] = T::from_f64(sum);
+                let values = values_met(&line, &values, column);
+                out.buf_mut()[o.at(query, column)] =
+                    T::from_f64(plain::dot::<T>(&dropped, &values));
             }
             let row = matrix * shape.query_length + query;
             if let Some(weights) = &mut asked.weights {
-                write_row(weights, row, &softmax.weights);
+                let of_keys = match asked.stage {
+                    Stage::Scaled => products,
+                    Stage::Capped => scores.capped,
+                    Stage::Masked => masked::<T>(scores.masked, &line),
+                    Stage::Softmax => softmax.weights.clone(),
+                };
+                let absent = match asked.stage {
+                    Stage::Masked => fill::<T>(&line),
+                    _ => 0.0,
+                };
+                let mut all = vec![absent; shape.key_length];
+                all[line.keys.clone()].copy_from_slice(&of_keys);
+                write_row(weights, row, &all);
             }
             if let Some(statistics) = &mut asked.statistics {
-                write_row(statistics, row, &statistics_of::<T>(&softmax, call, &seen));
+                write_row(statistics, row, &statistics_of::<T>(&softmax, &line));
             }
         }
         Ok(())
     }
 }
 
+/// A column of the values that a query meets. Under [`FullyMasked::Zero`](crate::FullyMasked::Zero) the others may be anything, and 0 times that would not vanish.
+fn values_met(line: &Line, values: &[Vec<f64>], column: usize) -> Vec<f64> {
+    let met = |seen: bool, value: f64| match seen || !line.is_zero_if_blind() {
+        true => value,
+        false => 0.0,
+    };
+    let values = &values[line.keys.clone()];
+    zip(&line.seen, values)
+        .map(|(&seen, row)| met(seen, row[column]))
+        .collect()
+}
+
+/// What a score is where a query does not see the key, in the accumulator's type.
+fn fill<T: Element>(line: &Line) -> f64 {
+    match line.fully_masked {
+        FullyMasked::MeanOfValues => plain::lowest::<T::Acc>(),
+        FullyMasked::Zero => f64::NEG_INFINITY,
+    }
+}
+
+fn masked<T: Element>(scores: Vec<f64>, line: &Line) -> Vec<f64> {
+    zip(scores, &line.seen)
+        .map(|(score, &seen)| if seen { score } else { fill::<T>(line) })
+        .collect()
+}
+
 /// The largest score and the sum of exponentials. A row that sees nothing has the fill value of the accumulator's type.
-fn statistics_of<T: Element>(
-    softmax: &Softmax,
-    call: &Attention<'_, Host, T>,
-    seen: &[bool],
-) -> [f64; 2] {
-    let filled = call.visible.fully_masked == FullyMasked::MeanOfValues && !seen.contains(&true);
-    let largest = match filled {
-        true if !seen.is_empty() => plain::lowest::<T::Acc>(),
-        _ => softmax.largest,
+fn statistics_of<T: Element>(softmax: &Softmax, line: &Line) -> [f64; 2] {
+    let is_filled = line.is_blind() && !line.keys.is_empty() && !line.is_zero_if_blind();
+    let has_sink = line.sink.is_some_and(|sink| sink > plain::lowest::<T>());
+    let largest = match is_filled && !has_sink {
+        true => plain::lowest::<T::Acc>(),
+        false => softmax.largest,
     };
     [largest, softmax.total]
 }

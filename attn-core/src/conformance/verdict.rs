@@ -37,20 +37,43 @@ impl core::error::Error for Failure {}
 pub struct Report {
     /// Cases that were run.
     pub cases: usize,
+    /// Those of them that have parts which the backend does not claim to have, and that it refused by name.
+    pub refused: usize,
     /// The largest error as a part of what was allowed in its case; 0 for what must hold exactly.
     pub worst: f64,
 }
 
 impl Report {
     pub(super) fn exact(cases: usize) -> Self {
-        Self { cases, worst: 0.0 }
+        Self {
+            cases,
+            ..Self::default()
+        }
     }
 
     /// Counts one more case.
-    pub(super) fn add(&mut self, share: f64) {
+    pub(super) fn add(&mut self, outcome: Outcome) {
         self.cases += 1;
-        self.worst = self.worst.max(share);
+        match outcome {
+            Outcome::Right(share) => self.worst = self.worst.max(share),
+            Outcome::Refused => self.refused += 1,
+        }
     }
+
+    /// Whether the backend has none of what the cases ask for.
+    #[must_use]
+    pub const fn is_all_refused(&self) -> bool {
+        self.cases > 0 && self.refused == self.cases
+    }
+}
+
+/// How a case ended well.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Outcome {
+    /// The largest error as a part of what was allowed.
+    Right(f64),
+    /// The backend does not have a part of the case, and says so.
+    Refused,
 }
 
 /// Half a unit in the last place of numbers of size 1.
@@ -92,6 +115,8 @@ impl fmt::Display for Place {
 #[derive(Default)]
 pub(super) struct Comparison {
     entries: Vec<(Place, f64, f64)>,
+    /// What must be so to the bit.
+    exact: Vec<(Place, f64, f64)>,
     plain_error: f64,
     /// Rows that were compared.
     pub(super) rows: usize,
@@ -102,6 +127,11 @@ impl Comparison {
     pub(super) fn push(&mut self, place: Place, got: f64, truth: f64, plain: f64) {
         self.entries.push((place, got, truth));
         self.part(truth, plain);
+    }
+
+    /// One output that has no error: a fill value, or zero.
+    pub(super) fn push_exact(&mut self, place: Place, got: f64, wanted: f64) {
+        self.exact.push((place, got, wanted));
     }
 
     /// A part of an output that other parts may cancel: what plain arithmetic gets wrong in it, it may get wrong in the
@@ -115,6 +145,12 @@ impl Comparison {
 
     /// The largest error as a part of what is allowed; the rule is in the documentation of [`conformance`](super).
     pub(super) fn verdict<T: Element>(&self, case: &str, output: &str) -> Result<f64, Failure> {
+        if let Some((place, got, wanted)) =
+            (self.exact.iter()).find(|(_, got, wanted)| got != wanted)
+        {
+            let what = format!("{output} at {place} is {got:e}, wanted exactly {wanted:e}");
+            return Err(Failure::new(case, what));
+        }
         let truths = self.entries.iter().map(|(_, _, truth)| truth.abs());
         let largest = truths.filter(|truth| truth.is_finite()).fold(0.0, f64::max);
         let allowed = (2.0 * self.plain_error).max(half_unit(T::DTYPE) * largest);

@@ -10,7 +10,7 @@ use crate::cuda::CudaDevice;
 use crate::device::{Device, DeviceBuffer};
 use crate::error::CudaError;
 use crate::params::Attend;
-use attn_core::request::Features;
+use attn_core::Features;
 use attn_core::{Attention, AttentionShape, Buffer, Element, Error, ViewMut};
 
 pub(crate) const SUPPORTED: Features = Features::FLAX.union(Features::GROUPED);

@@ -1,6 +1,7 @@
 //! Attention that drops weights.
 
-use super::{Case, DropoutCase};
+use super::super::case::DropoutCase;
+use super::Case;
 use crate::position::Causal;
 use crate::random::{Convention, Counters, DefaultWidth};
 use alloc::vec;

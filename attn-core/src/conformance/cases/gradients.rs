@@ -1,8 +1,9 @@
 //! Attention whose gradients are looked at. The oracle needs every score of a head for the gradient of one key, so
 //! cases are smaller than those of the forward pass.
 
+use super::super::case::DropoutCase;
 use super::dropout::{HALF, kinds};
-use super::{Case, DropoutCase, Placement};
+use super::{Case, Placement};
 use crate::position::Causal;
 use alloc::format;
 use alloc::vec;

@@ -6,7 +6,7 @@ use super::super::data::Numbers;
 use super::super::matrix::column;
 use super::super::plain::{self, round};
 use super::super::properties::{Broken, OnHost};
-use super::super::verdict::{Comparison, Failure, Place, Report};
+use super::super::verdict::{Comparison, Failure, Outcome, Place, Report};
 use super::super::{draws, oracle};
 use crate::backward::ProjectionBackward;
 use crate::dtype::Element;
@@ -88,7 +88,7 @@ pub(in super::super) fn project<T: Element, B: OnHost<T>>(backend: &B) -> Result
                 accumulate,
                 placement,
             };
-            report.add(case.share::<T, B>(backend)?);
+            report.add(Outcome::Right(case.share::<T, B>(backend)?));
         }
     }
     Ok(report)

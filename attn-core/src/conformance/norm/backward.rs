@@ -9,7 +9,7 @@ use super::super::oracle::sum;
 use super::super::plain::backward as plain;
 use super::super::plain::round;
 use super::super::properties::{Broken, OnHost};
-use super::super::verdict::{Comparison, Failure, Place, Report};
+use super::super::verdict::{Comparison, Failure, Outcome, Place, Report};
 use super::{DEPTHS, EPSILON, KINDS, Kind, ROWS, rows};
 use crate::backward::NormalizeBackward;
 use crate::dtype::Element;
@@ -45,7 +45,7 @@ pub(in super::super) fn normalize<T: Element, B: OnHost<T>>(
                     placement,
                     d_scale,
                 };
-                report.add(case.share::<T, B>(backend, maths)?);
+                report.add(Outcome::Right(case.share::<T, B>(backend, maths)?));
             }
         }
     }

@@ -1,21 +1,12 @@
 //! Gradients in plain same-dtype arithmetic: `jax.vjp` of Flax's formulas, every array that it makes rounded to `T`.
 
 use super::super::Maths;
-use super::super::matrix::{Matrix, column};
-use super::{Softmax, accumulate, dot, dropped, products, rescale, round, scaled, softmax};
+use super::super::matrix::{Matrix, ScoreRow, column};
+use super::{Scores, accumulate, dot, dropped, products, rescale, round, scaled, scores, softmax};
 use crate::dtype::Element;
 use alloc::vec::Vec;
 use core::iter::zip;
 use core::marker::PhantomData;
-
-/// The gradient of a row's scores.
-#[derive(Default)]
-pub(in super::super) struct ScoreRow {
-    /// `w (dW - Σ w dW)`, 0 at masked keys.
-    pub(in super::super) d_scores: Vec<f64>,
-    /// What a gradient is the difference of: `w dW` and `w Σ w dW`, both 0 at masked keys.
-    pub(in super::super) parts: Vec<[f64; 2]>,
-}
 
 /// What the gradients of one [`Matrix`] are made from.
 pub(in super::super) struct Gradients<'a, T> {
@@ -26,54 +17,58 @@ pub(in super::super) struct Gradients<'a, T> {
     pub(in super::super) rows: Vec<ScoreRow>,
     /// The largest score and the sum of exponentials of each row.
     pub(in super::super) statistics: Vec<[f64; 2]>,
+    /// The gradient of the sink.
+    pub(in super::super) sink: f64,
     dtype: PhantomData<T>,
 }
 
 impl<'a, T: Element> Gradients<'a, T> {
     pub(in super::super) fn new(matrix: &'a Matrix, maths: &'a Maths) -> Self {
-        let scaled: Vec<Vec<f64>> = (matrix.queries.iter())
-            .map(|query| scaled::<T>(query, matrix.scale, maths))
-            .collect();
-        let softmax: Vec<Softmax> = (scaled.iter().enumerate())
-            .map(|(query, scaled)| {
-                softmax::<T>(
-                    &products::<T>(scaled, &matrix.keys),
-                    matrix.bias[query].as_deref(),
-                    &matrix.seen[query],
-                    matrix.fully_masked,
-                    maths,
-                )
-            })
-            .collect();
-        let rows = (softmax.iter().enumerate())
-            .map(|(query, softmax)| score_row::<T>(matrix, query, &softmax.weights))
-            .collect();
-        let dropped = zip(&softmax, &matrix.factors)
-            .map(|(softmax, factors)| dropped::<T>(&softmax.weights, factors))
-            .collect();
-        let statistics = softmax.iter().map(|row| [row.largest, row.total]).collect();
-        Self {
+        let mut this = Self {
             matrix,
             maths,
-            scaled,
-            dropped,
-            rows,
-            statistics,
+            scaled: (matrix.queries.iter())
+                .map(|query| scaled::<T>(query, matrix.scale, maths))
+                .collect(),
+            dropped: Vec::new(),
+            rows: Vec::new(),
+            statistics: Vec::new(),
+            sink: 0.0,
             dtype: PhantomData,
+        };
+        for query in 0..matrix.queries.len() {
+            this.push_row(query);
         }
+        this
+    }
+
+    fn push_row(&mut self, query: usize) {
+        let (matrix, line) = (self.matrix, &self.matrix.lines[query]);
+        let keys = &matrix.keys[line.keys.clone()];
+        let scores = scores::<T>(&products::<T>(&self.scaled[query], keys), line);
+        let softmax = softmax::<T>(&scores, line, self.maths);
+        let dropped = dropped::<T>(&softmax.weights, &line.factors);
+        let row = score_row::<T>(matrix, query, &softmax.weights, &scores);
+        if line.sink.is_some() {
+            let d_sink = round::<T>(softmax.sink * row.mean);
+            self.sink = round::<T::Acc>(self.sink - d_sink);
+        }
+        self.dropped.push(line.spread(&dropped, matrix.keys.len()));
+        self.rows.push(row);
+        self.statistics.push([softmax.largest, softmax.total]);
     }
 
     pub(in super::super) fn d_query(&self, query: usize, depth: usize) -> f64 {
-        let d_scores = &self.rows[query].d_scores;
-        let terms = zip(d_scores, column(&self.matrix.keys, depth)).map(|(a, b)| a * b);
+        let d_products = &self.rows[query].d_products;
+        let terms = zip(d_products, column(&self.matrix.keys, depth)).map(|(a, b)| a * b);
         let gradient = round::<T>(accumulate::<T>(terms));
         let matrix = self.matrix;
         rescale::<T>(gradient, matrix.depth(), matrix.scale, self.maths)
     }
 
     pub(in super::super) fn d_key(&self, key: usize, depth: usize) -> f64 {
-        let d_scores = self.rows.iter().map(|row| row.d_scores[key]);
-        let terms = zip(d_scores, column(&self.scaled, depth)).map(|(a, b)| a * b);
+        let d_products = self.rows.iter().map(|row| row.d_products[key]);
+        let terms = zip(d_products, column(&self.scaled, depth)).map(|(a, b)| a * b);
         round::<T>(accumulate::<T>(terms))
     }
 
@@ -84,23 +79,36 @@ impl<'a, T: Element> Gradients<'a, T> {
     }
 }
 
-fn score_row<T: Element>(matrix: &Matrix, query: usize, weights: &[f64]) -> ScoreRow {
-    let d_out = &matrix.d_out[query];
-    let d_weights: Vec<f64> = zip(&matrix.values, &matrix.factors[query])
+fn score_row<T: Element>(
+    matrix: &Matrix,
+    query: usize,
+    weights: &[f64],
+    scores: &Scores,
+) -> ScoreRow {
+    let (line, d_out) = (&matrix.lines[query], &matrix.d_out[query]);
+    let d_weights: Vec<f64> = zip(&matrix.values[line.keys.clone()], &line.factors)
         .map(|(value, factor)| round::<T>(dot::<T>(d_out, value) * factor))
         .collect();
     let first: Vec<f64> = zip(weights, &d_weights)
         .map(|(w, d)| round::<T>(w * d))
         .collect();
     let mean = round::<T>(accumulate::<T>(first.iter().copied()));
-    let mut row = ScoreRow::default();
-    for (key, &seen) in matrix.seen[query].iter().enumerate() {
-        let weight = weights[key];
-        let parts = [first[key], round::<T>(weight * mean)];
-        let d_score = round::<T>(weight * round::<T>(d_weights[key] - mean));
-        row.d_scores.push(if seen { d_score } else { 0.0 });
-        row.parts
-            .push(parts.map(|part| if seen { part } else { 0.0 }));
+    let mut row = ScoreRow::new(matrix.keys.len());
+    row.mean = mean;
+    for (i, key) in line.keys.clone().enumerate().filter(|(i, _)| line.seen[*i]) {
+        // JAX's rule for tanh.
+        let slope = |d: f64| match &scores.tanh {
+            Some(tanh) => {
+                let through = round::<T>(d + round::<T>(d * tanh[i]));
+                round::<T>(through * round::<T>(1.0 - tanh[i]))
+            }
+            None => d,
+        };
+        let parts = [first[i], round::<T>(weights[i] * mean)];
+        row.d_scores[key] = round::<T>(weights[i] * round::<T>(d_weights[i] - mean));
+        row.d_products[key] = slope(row.d_scores[key]);
+        row.parts[key] = parts;
+        row.product_parts[key] = parts.map(slope);
     }
     row
 }

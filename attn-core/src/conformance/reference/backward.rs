@@ -3,7 +3,7 @@
 use super::super::Maths;
 use super::super::matrix::Matrix;
 use super::super::plain::backward::{self, Gradients};
-use super::super::plain::{accumulate, round};
+use super::super::plain::{self, accumulate, round};
 use super::super::rows::Head;
 use crate::backward::{AttentionBackward, NormalizeBackward, ProjectionBackward};
 use crate::dtype::Element;
@@ -11,9 +11,11 @@ use crate::error::Result;
 use crate::layout::Layout;
 use crate::projection::ColumnGroups;
 use crate::request::AttentionShape;
+use crate::scores::Relative;
 use crate::view::{Host, HostView, HostViewMut};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::iter::zip;
 
 /// Index of `[row, column]`, rows counted over all axes but the last.
 fn at(layout: &Layout, row: usize, column: usize) -> usize {
@@ -102,60 +104,132 @@ pub(super) fn attend<T: Element>(
     maths: &Maths,
 ) -> Result<()> {
     let shape = call.shape()?;
-    let d_bias_layout = match &call.d_bias {
-        Some(d_bias) => {
-            let weights = shape.weights(call.call.query.shape())?;
-            Some(d_bias.layout().broadcast_to("d_bias", &weights)?)
-        }
-        None => None,
-    };
-    if let Some(d_bias) = &mut call.d_bias {
-        let (layout, rank) = (*d_bias.layout(), d_bias.shape().rank());
-        for n in 0..layout.elements() {
-            d_bias.buf_mut()[layout.base(rank, n)] = T::Acc::default();
-        }
+    call.call.check_contents(&shape)?;
+    let sums = Sums::new(&call, &shape)?;
+    Sums::clear(&mut call);
+    let matrices = (0..shape.batch * shape.num_heads)
+        .map(|index| Matrix::read(&call.call, &call.d_out, &shape, index));
+    let matrices = matrices.collect::<Result<Vec<Matrix>>>()?;
+    let gradients: Vec<Gradients<'_, T>> = (matrices.iter())
+        .map(|matrix| Gradients::new(matrix, maths))
+        .collect();
+    let group = (shape.num_heads / shape.key_heads.max(1)).max(1);
+    for (index, group) in gradients.chunks(group).enumerate() {
+        attend_group(&mut call, &shape, index, group);
     }
-    for index in 0..shape.batch * shape.num_heads {
-        let matrix = Matrix::read(&call.call, &call.d_out, &shape, index)?;
-        let gradients = Gradients::<T>::new(&matrix, maths);
-        attend_matrix(&mut call, &shape, index, &gradients);
-        if let (Some(d_bias), Some(layout)) = (&mut call.d_bias, &d_bias_layout) {
-            for (query, row) in gradients.rows.iter().enumerate() {
-                for (key, d_score) in row.d_scores.iter().enumerate() {
-                    let at = at(layout, index * shape.query_length + query, key);
-                    let sum = d_bias.buf_mut()[at].to_f64() + d_score;
-                    d_bias.buf_mut()[at] = T::Acc::from_f64(sum);
-                }
-            }
-        }
+    for (index, (matrix, gradients)) in zip(&matrices, &gradients).enumerate() {
+        sums.add(&mut call, index, matrix, gradients);
     }
     Ok(())
 }
 
-/// The gradients of one head of one batch entry.
-fn attend_matrix<T: Element>(
+/// The gradients of the heads of queries that a head of keys and values serves; that one is the `index`-th, counted batch first.
+fn attend_group<T: Element>(
     call: &mut AttentionBackward<'_, Host, T>,
     shape: &AttentionShape,
-    matrix: usize,
-    gradients: &Gradients<'_, T>,
+    index: usize,
+    group: &[Gradients<'_, T>],
 ) {
-    let write = |out: &mut HostViewMut<'_, T>, rows, columns, of: &dyn Fn(usize, usize) -> f64| {
-        let (batch, head) = (matrix / shape.num_heads, matrix % shape.num_heads);
-        let place = Head::new(out.layout(), batch, head);
-        for row in 0..rows {
-            for column in 0..columns {
-                out.buf_mut()[place.at(row, column)] = T::from_f64(of(row, column));
+    let (batch, key_head) = (index / shape.key_heads, index % shape.key_heads);
+    let write =
+        |out: &mut HostViewMut<'_, T>, head, rows, columns, of: &dyn Fn(usize, usize) -> f64| {
+            let place = Head::new(out.layout(), batch, head);
+            for row in 0..rows {
+                for column in 0..columns {
+                    out.buf_mut()[place.at(row, column)] = T::from_f64(of(row, column));
+                }
+            }
+        };
+    let (queries, keys) = (shape.query_length, shape.key_length);
+    for (n, gradients) in group.iter().enumerate() {
+        let head = key_head * group.len() + n;
+        write(&mut call.d_query, head, queries, shape.depth, &|i, c| {
+            gradients.d_query(i, c)
+        });
+    }
+    write(&mut call.d_key, key_head, keys, shape.depth, &|i, c| {
+        plain::sum::<T>(group.iter().map(|head| head.d_key(i, c)))
+    });
+    write(
+        &mut call.d_value,
+        key_head,
+        keys,
+        shape.value_depth,
+        &|i, c| plain::sum::<T>(group.iter().map(|head| head.d_value(i, c))),
+    );
+}
+
+/// Gradients that sum over many scores: of the bias, of the table of relative positions, of the sinks.
+struct Sums {
+    shape: AttentionShape,
+    /// Where the gradient of each score is added to that of the bias.
+    bias: Option<Layout>,
+    distances: usize,
+}
+
+impl Sums {
+    fn new<T: Element>(
+        call: &AttentionBackward<'_, Host, T>,
+        shape: &AttentionShape,
+    ) -> Result<Self> {
+        let weights = shape.weights(call.call.query.shape())?;
+        let bias = call
+            .d_bias
+            .as_ref()
+            .map(|d_bias| d_bias.layout().broadcast_to("d_bias", &weights));
+        let distances = |relative: &Relative<'_, Host, T>| relative.distances(shape.num_heads);
+        Ok(Self {
+            shape: *shape,
+            bias: bias.transpose()?,
+            distances: call.call.scores.relative.as_ref().map_or(0, distances),
+        })
+    }
+
+    /// All are 0 at first.
+    fn clear<T: Element>(call: &mut AttentionBackward<'_, Host, T>) {
+        if let Some(d_bias) = &mut call.d_bias {
+            let (layout, rank) = (*d_bias.layout(), d_bias.shape().rank());
+            for n in 0..layout.elements() {
+                d_bias.buf_mut()[layout.base(rank, n)] = T::Acc::default();
             }
         }
-    };
-    let (queries, keys) = (shape.query_length, shape.key_length);
-    write(&mut call.d_query, queries, shape.depth, &|i, c| {
-        gradients.d_query(i, c)
-    });
-    write(&mut call.d_key, keys, shape.depth, &|i, c| {
-        gradients.d_key(i, c)
-    });
-    write(&mut call.d_value, keys, shape.value_depth, &|i, c| {
-        gradients.d_value(i, c)
-    });
+        for flat in [&mut call.d_relative, &mut call.d_sinks]
+            .into_iter()
+            .flatten()
+        {
+            flat.buf_mut().fill(T::Acc::default());
+        }
+    }
+
+    fn add<T: Element>(
+        &self,
+        call: &mut AttentionBackward<'_, Host, T>,
+        index: usize,
+        matrix: &Matrix,
+        gradients: &Gradients<'_, T>,
+    ) {
+        let head = index % self.shape.num_heads;
+        for (query, (row, line)) in zip(&gradients.rows, &matrix.lines).enumerate() {
+            for (i, key) in line.keys.clone().enumerate() {
+                let d_score = row.d_scores[key];
+                if let (Some(d_bias), Some(layout)) = (&mut call.d_bias, &self.bias) {
+                    let place = at(layout, index * self.shape.query_length + query, key);
+                    add_to(&mut d_bias.buf_mut()[place], d_score);
+                }
+                if let (Some(d_relative), Some((_, columns))) =
+                    (&mut call.d_relative, &line.relative)
+                {
+                    let place = head * self.distances + columns[i];
+                    add_to(&mut d_relative.buf_mut()[place], d_score);
+                }
+            }
+        }
+        if let Some(d_sinks) = &mut call.d_sinks {
+            add_to(&mut d_sinks.buf_mut()[head], gradients.sink);
+        }
+    }
+}
+
+fn add_to<A: Element>(sum: &mut A, term: f64) {
+    *sum = A::from_f64(sum.to_f64() + term);
 }
