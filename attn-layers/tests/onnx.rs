@@ -46,16 +46,34 @@ fn edited<'a>(mut call: Attention<'a>, edit: impl FnOnce(&mut Attention<'a>)) ->
     call
 }
 
-fn outputs(call: &Attention<'_>) -> Outputs {
-    attention(&Cpu::detect(), call).expect("a call in which all fits")
+fn outputs<B: HostKernels>(backend: &B, call: &Attention<'_>) -> Outputs {
+    attention(backend, call).expect("a call in which all fits")
 }
 
-fn error(call: &Attention<'_>) -> Error {
-    attention(&Cpu::detect(), call).expect_err("a call that cannot be made")
+fn error<B: HostKernels>(backend: &B, call: &Attention<'_>) -> Error {
+    attention(backend, call).expect_err("a call that cannot be made")
 }
 
-fn y(call: &Attention<'_>) -> Tensor {
-    outputs(call).y
+fn y<B: HostKernels>(backend: &B, call: &Attention<'_>) -> Tensor {
+    outputs(backend, call).y
+}
+
+/// Makes tests of functions of a backend, one on the CPU's kernels and one in plain arithmetic.
+macro_rules! on_both {
+    ($($name:ident),+ $(,)?) => {
+        mod on_the_cpu {
+            $(#[test]
+            fn $name() {
+                super::$name(&super::Cpu::detect());
+            })+
+        }
+        mod in_plain_arithmetic {
+            $(#[test]
+            fn $name() {
+                super::$name(&super::support::plain());
+            })+
+        }
+    };
 }
 
 /// A tensor with two of its axes changed, `[a, b, c, d]` to `[a, c, b, d]`.
@@ -111,8 +129,7 @@ fn lengths(values: &[i64]) -> Tensor {
     Tensor::from_f64s(ScalarType::I64, &[values.len()], values).expect("as many")
 }
 
-#[test]
-fn rank_3_is_rank_4_with_heads_inside() {
+fn rank_3_is_rank_4_with_heads_inside<B: HostKernels>(backend: &B) {
     for scalar in [ScalarType::F32, ScalarType::BF16, ScalarType::F64] {
         let arrays = Arrays::small(scalar);
         let packed = [&arrays.q, &arrays.k, &arrays.v].map(|array| {
@@ -130,7 +147,7 @@ fn rank_3_is_rank_4_with_heads_inside() {
         (call.is_causal, call.present) = (true, true);
         let mut other = arrays.call();
         (other.is_causal, other.present) = (true, true);
-        let (rank_3, rank_4) = (outputs(&call), outputs(&other));
+        let (rank_3, rank_4) = (outputs(backend, &call), outputs(backend, &other));
         let flat = swapped(&rank_4.y)
             .reshape(rank_3.y.shape())
             .expect("as many");
@@ -140,8 +157,7 @@ fn rank_3_is_rank_4_with_heads_inside() {
     }
 }
 
-#[test]
-fn a_past_is_the_beginning_of_the_keys() {
+fn a_past_is_the_beginning_of_the_keys<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F32);
     let [past_key, k] = [rows(&arrays.k, 0, 2), rows(&arrays.k, 2, 5)];
     let [past_value, v] = [rows(&arrays.v, 0, 2), rows(&arrays.v, 2, 5)];
@@ -149,7 +165,7 @@ fn a_past_is_the_beginning_of_the_keys() {
     call.past_key = Some(past_key.view());
     call.past_value = Some(past_value.view());
     (call.is_causal, call.present) = (true, true);
-    let got = outputs(&call);
+    let got = outputs(backend, &call);
     assert_eq!(got.present_key.as_ref(), Some(&arrays.k));
     assert_eq!(got.present_value.as_ref(), Some(&arrays.v));
     // Query 0 lies behind the past: it sees keys 0 to 2.
@@ -159,18 +175,17 @@ fn a_past_is_the_beginning_of_the_keys() {
     let mask = booleans(&[3, 5], &sees);
     let mut masked = arrays.call();
     masked.attn_mask = Some(mask.view());
-    assert_eq!(got.y, y(&masked));
+    assert_eq!(got.y, y(backend, &masked));
 }
 
-#[test]
-fn lengths_are_those_of_each_entry() {
+fn lengths_are_those_of_each_entry<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F32);
     let counts = [5, 2];
     let given = lengths(&counts);
     let mut call = arrays.call();
     call.nonpad_kv_seqlen = Some(given.view());
     call.is_causal = true;
-    let together = y(&call);
+    let together = y(backend, &call);
     for (index, count) in counts.into_iter().enumerate() {
         let count = count as usize;
         let [q, k, v] = [&arrays.q, &arrays.k, &arrays.v].map(|array| entry(array, index));
@@ -180,13 +195,12 @@ fn lengths_are_those_of_each_entry() {
         let mask = booleans(&[3, count], &sees.collect::<Vec<_>>());
         let mut alone = Attention::new(q.view(), k.view(), v.view());
         alone.attn_mask = Some(mask.view());
-        assert_eq!(entry(&together, index), y(&alone), "{count} keys");
+        assert_eq!(entry(&together, index), y(backend, &alone), "{count} keys");
     }
     assert_eq!(rows(&entry(&together, 1), 0, 1).to_vec_f64(), [0.0; 16]);
 }
 
-#[test]
-fn a_window_hides_what_lies_outside() {
+fn a_window_hides_what_lies_outside<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F64);
     let mut window = arrays.call();
     (window.left_window_size, window.right_window_size) = (Some(1), Some(2));
@@ -194,15 +208,17 @@ fn a_window_hides_what_lies_outside() {
     let mask = booleans(&[3, 5], &sees.collect::<Vec<_>>());
     let mut masked = arrays.call();
     masked.attn_mask = Some(mask.view());
-    let (window, masked) = (y(&window).to_vec_f64(), y(&masked).to_vec_f64());
+    let (window, masked) = (
+        y(backend, &window).to_vec_f64(),
+        y(backend, &masked).to_vec_f64(),
+    );
     // Kernels may pass over hidden keys, so that sums have another order.
     for (window, masked) in window.into_iter().zip(masked) {
         assert!((window - masked).abs() <= 16.0 * f64::EPSILON);
     }
 }
 
-#[test]
-fn minus_infinity_hides_as_false_does() {
+fn minus_infinity_hides_as_false_does<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F32);
     let hidden = f32::NEG_INFINITY;
     let added = floats(
@@ -222,7 +238,7 @@ fn minus_infinity_hides_as_false_does() {
         let mut call = arrays.call();
         call.attn_mask = Some(mask.view());
         call.qk_matmul_output = Some(stage);
-        outputs(&call)
+        outputs(backend, &call)
     };
     for stage in [Stage::Scaled, Stage::Capped, Stage::Masked, Stage::Softmax] {
         assert_eq!(with(&added, stage), with(&mask, stage), "{stage:?}");
@@ -237,14 +253,13 @@ fn minus_infinity_hides_as_false_does() {
     }
 }
 
-#[test]
-fn what_is_hidden_never_shows() {
+fn what_is_hidden_never_shows<B: HostKernels>(backend: &B) {
     let mut arrays = Arrays::small(ScalarType::F32);
     let mask = booleans(&[5], &[true, true, false, true, true]);
     let masked = |arrays: &Arrays| {
         let mut call = arrays.call();
         call.attn_mask = Some(mask.view());
-        y(&call)
+        y(backend, &call)
     };
     let clean = masked(&arrays);
     for (array, size) in [(&mut arrays.k, 6), (&mut arrays.v, 4)] {
@@ -259,8 +274,7 @@ fn what_is_hidden_never_shows() {
     assert_eq!(masked(&arrays), clean);
 }
 
-#[test]
-fn a_short_mask_hides_the_keys_beyond_it() {
+fn a_short_mask_hides_the_keys_beyond_it<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F32);
     let short = floats(&[3, 2], &[0.5, -1.0, f32::NEG_INFINITY, 1.0, 0.0, 2.0]);
     let long: Vec<f32> = (short.as_slice::<f32>().expect("f32").chunks(2))
@@ -279,7 +293,7 @@ fn a_short_mask_hides_the_keys_beyond_it() {
         let mut call = arrays.call();
         call.attn_mask = Some(mask.view());
         (call.opset, call.qk_matmul_output) = (opset, stage);
-        attention(&Cpu::detect(), &call)
+        attention(backend, &call)
     };
     let stages = [Stage::Scaled, Stage::Capped, Stage::Masked, Stage::Softmax];
     for stage in stages.map(Some).into_iter().chain([None]) {
@@ -297,15 +311,14 @@ fn a_short_mask_hides_the_keys_beyond_it() {
     ));
 }
 
-#[test]
-fn a_mask_of_one_column_depends_on_the_opset() {
+fn a_mask_of_one_column_depends_on_the_opset<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F32);
     let column = booleans(&[3, 1], &[true, false, true]);
     let with = |opset| {
         let mut call = arrays.call();
         call.attn_mask = Some(column.view());
         (call.opset, call.qk_matmul_output) = (opset, Some(Stage::Softmax));
-        let weights = outputs(&call)
+        let weights = outputs(backend, &call)
             .qk_matmul_output
             .expect("asked for")
             .to_vec_f64();
@@ -322,27 +335,32 @@ fn a_mask_of_one_column_depends_on_the_opset() {
     );
 }
 
-#[test]
-fn softmax_in_float64_makes_it_all_float64() {
+fn softmax_in_float64_makes_it_all_float64<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F16);
     let mut call = arrays.call();
     call.softmax_precision = Some(DType::F64);
     let wide = [&arrays.q, &arrays.k, &arrays.v]
         .map(|array| array.to_dtype(DType::F64).expect("a small array"));
     let [q, k, v] = wide.each_ref().map(Tensor::view);
-    let exact = y(&Attention::new(q, k, v));
-    assert_eq!(y(&call), exact.to_dtype(DType::F16).expect("a small array"));
+    let exact = y(backend, &Attention::new(q, k, v));
+    assert_eq!(
+        y(backend, &call),
+        exact.to_dtype(DType::F16).expect("a small array")
+    );
     call.softmax_precision = Some(DType::F16);
-    assert_eq!(y(&call), y(&arrays.call()), "no less than float32");
+    assert_eq!(
+        y(backend, &call),
+        y(backend, &arrays.call()),
+        "no less than float32"
+    );
 }
 
-#[test]
-fn types_may_differ_between_keys_and_values() {
+fn types_may_differ_between_keys_and_values<B: HostKernels>(backend: &B) {
     let halves = Arrays::small(ScalarType::F16);
     let brains = Arrays::small(ScalarType::BF16);
     let mut call = Attention::new(halves.q.view(), halves.k.view(), brains.v.view());
     call.present = true;
-    let got = outputs(&call);
+    let got = outputs(backend, &call);
     assert_eq!(got.y.scalar(), ScalarType::F16);
     assert_eq!(
         got.present_value.map(|value| value.scalar()),
@@ -350,13 +368,12 @@ fn types_may_differ_between_keys_and_values() {
     );
     let call = Attention::new(halves.q.view(), brains.k.view(), halves.v.view());
     assert!(matches!(
-        error(&call),
+        error(backend, &call),
         Error::DTypeMismatch { argument: "K", .. }
     ));
 }
 
-#[test]
-fn nothing_is_asked_of_empty_arrays() {
+fn nothing_is_asked_of_empty_arrays<B: HostKernels>(backend: &B) {
     for (q, k) in [
         ([2, 4, 0, 6], [2, 2, 5, 6]),
         ([2, 4, 3, 6], [2, 2, 0, 6]),
@@ -366,22 +383,21 @@ fn nothing_is_asked_of_empty_arrays() {
         let mut call = arrays.call();
         call.qk_matmul_output = Some(Stage::Masked);
         call.present = true;
-        let got = outputs(&call);
+        let got = outputs(backend, &call);
         assert_eq!(got.y.to_vec_f64(), vec![0.0; q[0] * q[1] * q[2] * 4]);
         let scores = got.qk_matmul_output.expect("asked for");
         assert_eq!(scores.shape().as_slice(), [q[0], q[1], q[2], k[2]]);
     }
 }
 
-#[test]
-fn what_an_opset_lacks_is_refused() {
+fn what_an_opset_lacks_is_refused<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F32);
     let given = lengths(&[5, 5]);
     let window = edited(arrays.call(), |call| {
         (call.left_window_size, call.opset) = (Some(1), Opset::V24);
     });
     assert!(matches!(
-        error(&window),
+        error(backend, &window),
         Error::Unsupported {
             feature: "windows",
             ..
@@ -389,15 +405,18 @@ fn what_an_opset_lacks_is_refused() {
     ));
     let mut heads = arrays.call();
     (heads.q_num_heads, heads.kv_num_heads) = (Some(4), Some(2));
-    assert!(matches!(error(&heads), Error::Unsupported { .. }));
+    assert!(matches!(error(backend, &heads), Error::Unsupported { .. }));
     heads.opset = Opset::V24;
     assert_eq!(
-        outputs(&heads),
-        outputs(&arrays.call()),
+        outputs(backend, &heads),
+        outputs(backend, &arrays.call()),
         "they are those of the shapes"
     );
     heads.q_num_heads = Some(2);
-    assert!(matches!(error(&heads), Error::Shape { argument: "Q", .. }));
+    assert!(matches!(
+        error(backend, &heads),
+        Error::Shape { argument: "Q", .. }
+    ));
     let with_lengths = || {
         let mut call = arrays.call();
         call.nonpad_kv_seqlen = Some(given.view());
@@ -406,7 +425,7 @@ fn what_an_opset_lacks_is_refused() {
     let mut call = with_lengths();
     call.opset = Opset::V23;
     assert!(matches!(
-        error(&call),
+        error(backend, &call),
         Error::Unsupported {
             feature: "nonpad_kv_seqlen",
             ..
@@ -415,7 +434,7 @@ fn what_an_opset_lacks_is_refused() {
     let mut call = with_lengths();
     call.present = true;
     assert!(matches!(
-        error(&call),
+        error(backend, &call),
         Error::Exclusive {
             right: "present_key",
             ..
@@ -425,8 +444,7 @@ fn what_an_opset_lacks_is_refused() {
     assert_eq!(Opset::of_import(30), Ok(Opset::V25));
 }
 
-#[test]
-fn errors_name_what_does_not_fit() {
+fn errors_name_what_does_not_fit<B: HostKernels>(backend: &B) {
     let arrays = Arrays::small(ScalarType::F32);
     let mut numbers = Numbers(1);
     let mut tensor = |shape: &[usize]| numbers.tensor(ScalarType::F32, shape, 1.0);
@@ -437,10 +455,10 @@ fn errors_name_what_does_not_fit() {
     );
     let call = || arrays.call();
     let rank = Attention::new(flat.view(), arrays.k.view(), arrays.v.view());
-    assert!(matches!(error(&rank), Error::Mismatch { .. }));
+    assert!(matches!(error(backend, &rank), Error::Mismatch { .. }));
     let without = Attention::new(flat.view(), flat.view(), flat.view());
     assert!(matches!(
-        error(&without),
+        error(backend, &without),
         Error::Rank {
             argument: "Q",
             got: 3,
@@ -452,33 +470,36 @@ fn errors_name_what_does_not_fit() {
             (call.q_num_heads, call.kv_num_heads) = (Some(q), Some(kv));
         })
     };
-    assert_eq!(error(&heads(0, 1)), Error::NoHeads);
+    assert_eq!(error(backend, &heads(0, 1)), Error::NoHeads);
     assert!(matches!(
-        error(&heads(5, 5)),
+        error(backend, &heads(5, 5)),
         Error::Shape { argument: "Q", .. }
     ));
-    assert!(matches!(error(&heads(6, 4)), Error::Mismatch { .. }));
+    assert!(matches!(
+        error(backend, &heads(6, 4)),
+        Error::Mismatch { .. }
+    ));
     let alone = edited(call(), |call| call.past_key = Some(past.view()));
-    assert!(matches!(error(&alone), Error::Together { .. }));
+    assert!(matches!(error(backend, &alone), Error::Together { .. }));
     let unlike = edited(call(), |call| {
         (call.past_key, call.past_value) = (Some(other.view()), Some(other.view()));
     });
     assert!(matches!(
-        error(&unlike),
+        error(backend, &unlike),
         Error::Shape {
             argument: "past_key",
             ..
         }
     ));
     let cap = edited(call(), |call| call.softcap = -1.0);
-    assert_eq!(error(&cap), Error::Softcap { got: -1.0 });
+    assert_eq!(error(backend, &cap), Error::Softcap { got: -1.0 });
     for (counts, index, got) in [([6, 1], 0, 6), ([1, -1], 1, -1)] {
         let given = lengths(&counts);
         let call = edited(call(), |call| call.nonpad_kv_seqlen = Some(given.view()));
         let argument = "nonpad_kv_seqlen";
         let (least, most) = (0, 5);
         assert_eq!(
-            error(&call),
+            error(backend, &call),
             Error::Entry {
                 argument,
                 index,
@@ -490,7 +511,7 @@ fn errors_name_what_does_not_fit() {
     }
     let wide = floats(&[6], &[0.0; 6]);
     let mask = edited(call(), |call| call.attn_mask = Some(wide.view()));
-    assert!(matches!(error(&mask), Error::Broadcast { .. }));
+    assert!(matches!(error(backend, &mask), Error::Broadcast { .. }));
 }
 
 #[test]
@@ -647,24 +668,12 @@ fn gradients_of_lengths_are_those_of_a_mask<B: HostKernels>(backend: &B) {
     }
 }
 
-#[test]
-fn gradients_are_those_of_the_output_on_the_cpu() {
-    gradients_are_those_of_the_output(&Cpu::detect());
-}
-
-#[test]
-fn gradients_are_those_of_the_output_in_plain_arithmetic() {
-    gradients_are_those_of_the_output(&support::plain());
-}
-
-#[test]
-fn gradients_of_other_arrays_are_refused() {
+fn gradients_of_other_arrays_are_refused<B: HostKernels>(backend: &B) {
     let arrays = Arrays::new(ScalarType::F32, [1, 2, 3, 4], [1, 2, 5, 4], 4);
-    let cpu = Cpu::detect();
     let (outputs, residuals) =
-        attention_vjp(&cpu, &arrays.call()).expect("a call in which all fits");
+        attention_vjp(backend, &arrays.call()).expect("a call in which all fits");
     let unlike = outputs.y.to_dtype(DType::F64).expect("a small array");
-    let refused = residuals.backward(&cpu, unlike.view());
+    let refused = residuals.backward(backend, unlike.view());
     assert!(matches!(
         refused,
         Err(Error::DTypeMismatch {
@@ -672,7 +681,7 @@ fn gradients_of_other_arrays_are_refused() {
             ..
         })
     ));
-    let refused = residuals.backward(&cpu, arrays.k.view());
+    let refused = residuals.backward(backend, arrays.k.view());
     assert!(matches!(
         refused,
         Err(Error::Shape {
@@ -680,4 +689,22 @@ fn gradients_of_other_arrays_are_refused() {
             ..
         })
     ));
+}
+
+on_both! {
+    a_mask_of_one_column_depends_on_the_opset,
+    a_past_is_the_beginning_of_the_keys,
+    a_short_mask_hides_the_keys_beyond_it,
+    a_window_hides_what_lies_outside,
+    errors_name_what_does_not_fit,
+    gradients_are_those_of_the_output,
+    gradients_of_other_arrays_are_refused,
+    lengths_are_those_of_each_entry,
+    minus_infinity_hides_as_false_does,
+    nothing_is_asked_of_empty_arrays,
+    rank_3_is_rank_4_with_heads_inside,
+    softmax_in_float64_makes_it_all_float64,
+    types_may_differ_between_keys_and_values,
+    what_an_opset_lacks_is_refused,
+    what_is_hidden_never_shows,
 }

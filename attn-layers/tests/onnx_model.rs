@@ -1,6 +1,9 @@
 //! Nodes of attention from model files: recorded ones, damaged ones, and what a node refuses.
 #![cfg(feature = "onnx")]
 
+mod support;
+
+use attn_layers::HostKernels;
 use attn_layers::cpu::Cpu;
 use attn_layers::io::{Problem, Tree};
 use attn_layers::onnx::{Model, ModelError, Node, Operator, Opset, Outputs};
@@ -49,13 +52,12 @@ fn apply(node: &Node<'_>, given: &[(&str, TensorView<'_>)]) -> Result<Outputs, M
     node.apply(&Cpu::detect(), given)
 }
 
-#[test]
-fn every_model_gives_what_was_recorded() {
+fn every_model_gives_what_was_recorded<B: HostKernels>(backend: &B) {
     for name in NAMES {
         let (bytes, arrays) = (model_file(name), arrays(name));
         let model = Model::read(&bytes).expect("a sound file");
         let node = model.node(None).expect("one node");
-        let outputs = apply(node, &given(&arrays)).expect(name);
+        let outputs = node.apply(backend, &given(&arrays)).expect(name);
         let named = [
             ("y", Some(outputs.y)),
             ("present_key", outputs.present_key),
@@ -83,6 +85,16 @@ fn every_model_gives_what_was_recorded() {
         let recorded = arrays.keys().filter(|path| path.starts_with("expected/"));
         assert_eq!(compared, recorded.count(), "{name}");
     }
+}
+
+#[test]
+fn every_model_gives_what_was_recorded_on_the_cpu() {
+    every_model_gives_what_was_recorded(&Cpu::detect());
+}
+
+#[test]
+fn every_model_gives_what_was_recorded_in_plain_arithmetic() {
+    every_model_gives_what_was_recorded(&support::plain());
 }
 
 #[test]
@@ -180,7 +192,7 @@ fn no_damage_is_a_panic() {
             };
             for node in model.nodes() {
                 // Whatever it gives: no call of a damaged node may end otherwise than by a result.
-                let _ = apply(node, &given);
+                let _ = node.apply(&support::plain(), &given);
             }
         };
         for length in 0..whole.len() {

@@ -7,7 +7,9 @@
 
 #[path = "../examples/replay/harness/mod.rs"]
 mod harness;
+mod support;
 
+use attn_layers::HostKernels;
 use attn_layers::cpu::{Cpu, Isa};
 use harness::{Report, find_cases, replay};
 use serde_json::{Value, json};
@@ -22,7 +24,7 @@ fn golden_onnx() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/onnx/cases")
 }
 
-fn all_must_pass(cpu: &Cpu, folder: PathBuf, least: usize) {
+fn all_must_pass<B: HostKernels>(backend: &B, folder: PathBuf, least: usize) {
     let cases = find_cases(&[folder]).expect("the committed cases are there");
     assert!(
         cases.len() >= least,
@@ -31,7 +33,7 @@ fn all_must_pass(cpu: &Cpu, folder: PathBuf, least: usize) {
     );
     let failures: Vec<String> = cases
         .iter()
-        .map(|case| replay(case, cpu))
+        .map(|case| replay(case, backend))
         .filter(|report| !report.passed())
         .map(|report| report.to_string())
         .collect();
@@ -60,6 +62,11 @@ fn every_case_of_onnx_passes() {
     all_must_pass(&Cpu::detect(), golden_onnx(), 55);
     let portable = Cpu::with_isa(Isa::Portable).expect("every machine has it");
     all_must_pass(&portable, golden_onnx(), 55);
+}
+
+#[test]
+fn every_case_of_onnx_passes_in_plain_arithmetic() {
+    all_must_pass(&support::plain(), golden_onnx(), 55);
 }
 
 /// A copy of the first committed case of a kind, to be damaged.
