@@ -1,5 +1,6 @@
 //! What the ONNX operator means: equalities between calls, the rules of its versions, its errors, its gradients. Its numbers are held
 //! against recorded cases in `replay.rs`.
+#![expect(clippy::std_instead_of_core, reason = "a test has std")]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! Nodes of attention from model files: recorded ones, damaged ones, and what a node refuses.
 #![cfg(feature = "onnx")]
+#![expect(
+    clippy::std_instead_of_alloc,
+    clippy::std_instead_of_core,
+    reason = "a test has std"
+)]
 
 mod support;
 

@@ -210,7 +210,7 @@ fn added(mask: &TensorView<'_>, filter: f32, total: usize) -> Result<Tensor, Mod
             Tensor::from_f64s(ScalarType::F32, &[batch, 1, queries, keys], values)?
         }
         _ => {
-            return Err(ModelError::Call(Error::Rank {
+            return Err(ModelError::from(Error::Rank {
                 argument: "mask",
                 got: mask.shape().rank(),
                 wanted: "[batch], [batch, total_length] or [batch, query_length, total_length]",
@@ -273,7 +273,7 @@ fn biased(x: &TensorView<'_>, bias: &TensorView<'_>) -> Result<Tensor, Error> {
 /// Past keys and past values of `[2, batch, heads, past_length, head_size]`.
 fn halves<'v>(past: &TensorView<'v>) -> Result<[TensorView<'v>; 2], ModelError> {
     let &[2, batch, heads, length, size] = past.shape().as_slice() else {
-        return Err(ModelError::Call(Error::Rank {
+        return Err(ModelError::from(Error::Rank {
             argument: "past",
             got: past.shape().rank(),
             wanted: "[2, batch, num_heads, past_length, head_size]",

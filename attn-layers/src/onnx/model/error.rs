@@ -1,6 +1,7 @@
 //! Why a node of a model cannot be had or computed.
 
 use crate::io;
+use alloc::boxed::Box;
 use alloc::string::String;
 use core::fmt;
 
@@ -58,7 +59,7 @@ pub enum ModelError {
         feature: &'static str,
     },
     /// The call cannot be made.
-    Call(crate::Error),
+    Call(Box<crate::Error>),
 }
 
 impl fmt::Display for ModelError {
@@ -90,7 +91,7 @@ impl core::error::Error for ModelError {
     fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
         match self {
             Self::File(error) => Some(error),
-            Self::Call(error) => Some(error),
+            Self::Call(error) => Some(&**error),
             _ => None,
         }
     }
@@ -104,6 +105,6 @@ impl From<io::Error> for ModelError {
 
 impl From<crate::Error> for ModelError {
     fn from(error: crate::Error) -> Self {
-        Self::Call(error)
+        Self::Call(Box::new(error))
     }
 }
