@@ -19,6 +19,8 @@ mod inputs;
 pub mod io;
 mod kv_cache;
 #[cfg(feature = "alloc")]
+pub mod onnx;
+#[cfg(feature = "alloc")]
 mod packed;
 mod params;
 mod plan;

@@ -7,7 +7,9 @@
 
 #[path = "../examples/replay/harness/mod.rs"]
 mod harness;
+mod support;
 
+use attn_layers::HostKernels;
 use attn_layers::cpu::{Cpu, Isa};
 use harness::{Report, find_cases, replay};
 use serde_json::{Value, json};
@@ -18,16 +20,20 @@ fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/cases")
 }
 
-fn all_must_pass(cpu: &Cpu) {
-    let cases = find_cases(&[golden()]).expect("the committed cases are there");
+fn golden_onnx() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/onnx/cases")
+}
+
+fn all_must_pass<B: HostKernels>(backend: &B, folder: PathBuf, least: usize) {
+    let cases = find_cases(&[folder]).expect("the committed cases are there");
     assert!(
-        cases.len() >= 180,
+        cases.len() >= least,
         "only {} cases are committed",
         cases.len()
     );
     let failures: Vec<String> = cases
         .iter()
-        .map(|case| replay(case, cpu))
+        .map(|case| replay(case, backend))
         .filter(|report| !report.passed())
         .map(|report| report.to_string())
         .collect();
@@ -42,12 +48,25 @@ fn all_must_pass(cpu: &Cpu) {
 
 #[test]
 fn every_case_passes_on_the_best_instruction_set() {
-    all_must_pass(&Cpu::detect());
+    all_must_pass(&Cpu::detect(), golden(), 180);
 }
 
 #[test]
 fn every_case_passes_on_the_portable_instruction_set() {
-    all_must_pass(&Cpu::with_isa(Isa::Portable).expect("every machine has it"));
+    let portable = Cpu::with_isa(Isa::Portable).expect("every machine has it");
+    all_must_pass(&portable, golden(), 180);
+}
+
+#[test]
+fn every_case_of_onnx_passes() {
+    all_must_pass(&Cpu::detect(), golden_onnx(), 55);
+    let portable = Cpu::with_isa(Isa::Portable).expect("every machine has it");
+    all_must_pass(&portable, golden_onnx(), 55);
+}
+
+#[test]
+fn every_case_of_onnx_passes_in_plain_arithmetic() {
+    all_must_pass(&support::plain(), golden_onnx(), 55);
 }
 
 /// A copy of the first committed case of a kind, to be damaged.
@@ -82,14 +101,16 @@ impl Copy {
             .expect("a file")
             .to_string_lossy()
             .into_owned();
-        for part in [
-            "json",
-            "params.safetensors",
-            "inputs.safetensors",
-            "expected.safetensors",
-        ] {
+        // Only cases of Flax have parameters.
+        let params = format!("{stem}.params.safetensors");
+        let mut parts = vec!["json", "inputs.safetensors", "expected.safetensors"];
+        if case.with_file_name(params).exists() {
+            parts.push("params.safetensors");
+        }
+        for part in parts {
             let name = format!("{stem}.{part}");
-            fs::copy(golden().join(&name), folder.join(format!("case.{part}"))).expect(&name);
+            let copy = folder.join(format!("case.{part}"));
+            fs::copy(case.with_file_name(&name), copy).expect(&name);
         }
         Self {
             json: folder.join("case.json"),
@@ -190,8 +211,8 @@ fn a_call_that_should_have_failed_fails() {
 
 #[test]
 fn what_is_not_supported_says_so() {
-    let onnx = Copy::of("forward", "onnx").edited(|case| case["op"] = json!("Attention"));
-    onnx.must_fail_with("ONNX");
+    let onnx = Copy::of("forward", "onnx").edited(|case| case["op"] = json!("LinearAttention"));
+    onnx.must_fail_with("the ONNX operator LinearAttention");
     let field =
         Copy::of("forward", "field").edited(|case| case["config"]["num_kv_heads"] = json!(2));
     field.must_fail_with("config.num_kv_heads is not supported");
@@ -202,6 +223,32 @@ fn what_is_not_supported_says_so() {
         case["config"]["kernel_init"] = json!({"name": "normal", "mean": 1.0});
     });
     argument.must_fail_with("kernel_init.mean is not supported");
+}
+
+#[test]
+fn a_damaged_case_of_onnx_is_its_failure() {
+    let case = |edit: fn(&mut Value)| {
+        let name = "more_float64.json";
+        Copy::of_file(&golden_onnx().join(name), "onnx_case").edited(edit)
+    };
+    assert!(case(|_| ()).replay().passed());
+    case(|case| case["opset"] = json!(22)).must_fail_with("before 23");
+    case(|case| case["opset"] = Value::Null).must_fail_with("no opset");
+    case(|case| case["attributes"]["scale"] = json!(0.7)).must_fail_with("Y[");
+    case(|case| case["attributes"]["is_causal"] = json!(0)).must_fail_with("Y[");
+    case(|case| case["attributes"]["more"] = json!(1)).must_fail_with("attributes.more");
+    case(|case| case["attributes"]["qk_matmul_output_mode"] = json!(4))
+        .must_fail_with("between 0 and 3");
+    case(|case| case["attributes"]["softmax_precision"] = json!(2))
+        .must_fail_with("softmax_precision");
+    case(|case| case["attributes"]["left_window_size"] = json!(1)).must_fail_with("windows");
+    case(|case| case["inputs"]["K"] = Value::Null).must_fail_with("inputs.K is missing");
+    case(|case| case["inputs"]["K"] = json!("X")).must_fail_with("no tensor \"X\"");
+    case(|case| case["input_types"]["K"] = json!("int8")).must_fail_with("not int8");
+    case(|case| case["outputs_asked"] = json!(["Z"])).must_fail_with("the output \"Z\"");
+    case(|case| case["outputs_asked"] = json!(["Y"]))
+        .must_fail_with("qk_matmul_output: was not computed");
+    case(|case| case["expected"]["Y"]["atol"] = json!(0.0)).must_fail_with("allowed 0e0");
 }
 
 /// Flips bits of the last byte but `from_end` of the expected tensors; they are those of the value's kernel.

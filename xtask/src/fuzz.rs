@@ -7,7 +7,7 @@ use std::path::Path;
 
 const TOOLCHAIN: &str = "nightly";
 const FOLDER: &str = "attn-layers/fuzz";
-const TARGETS: [&str; 2] = ["msgpack", "safetensors"];
+const TARGETS: [&str; 3] = ["msgpack", "safetensors", "onnx"];
 const RUNS: u64 = 200_000;
 
 pub(crate) fn command(mut args: lexopt::Parser) -> Result<()> {

@@ -1,4 +1,4 @@
-//! Replays recorded calls of Flax's attention and says whether this library gives the same numbers.
+//! Replays recorded calls of Flax's attention and of the ONNX operator, and says whether this library gives the same numbers.
 //!
 //! ```text
 //! cargo run --release --example replay -- [--backend cpu|cuda] [--isa NAME] [--threads N] [--json] PATH...

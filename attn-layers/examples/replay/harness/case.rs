@@ -2,6 +2,7 @@
 
 use super::fields::Fields;
 use super::json;
+use super::onnx::OnnxCase;
 use super::tensors::{self, Tensors};
 use anyhow::{Context, Result, bail, ensure};
 use attn_layers::tensor::TensorView;
@@ -196,12 +197,37 @@ impl CaseFile {
         })
     }
 
+    /// The operator, if this is a case of ONNX.
+    pub(crate) fn operator(&self) -> Result<Option<&str>> {
+        self.fields.text("op")
+    }
+
+    /// Reads the rest of a case of the operator `Attention`.
+    pub(crate) fn load_onnx(mut self) -> Result<OnnxCase> {
+        let mut part = |name| Fields::new(name, self.fields.take(name));
+        let (attributes, inputs, input_types) =
+            (part("attributes")?, part("inputs")?, part("input_types")?);
+        let asked = self.fields.texts("outputs_asked")?;
+        let asked: Option<Vec<String>> = asked
+            .into_iter()
+            .map(|name| name.map(str::to_owned))
+            .collect();
+        Ok(OnnxCase {
+            opset: self
+                .fields
+                .integer("opset")?
+                .context("the case has no opset")?,
+            attributes,
+            inputs,
+            input_types,
+            tensors: self.tensors("inputs")?,
+            asked: asked.context("case.outputs_asked has a null entry")?,
+            expected: self.outputs()?,
+            truth: self.tensors("expected")?,
+        })
+    }
+
     fn kind(&self) -> Result<Kind> {
-        if let Some(op) = self.fields.text("op")? {
-            bail!(
-                "cases of the ONNX operator {op} are not supported; this program replays Flax cases"
-            );
-        }
         match self.fields.text("kind")? {
             Some("forward") => Ok(Kind::Forward),
             Some("decode") => Ok(Kind::Decode),
@@ -267,9 +293,13 @@ impl CaseFile {
     }
 
     fn expected(&self, kind: Kind) -> Result<BTreeMap<String, Expected>> {
-        if kind == Kind::Error {
-            return Ok(BTreeMap::new());
+        match kind {
+            Kind::Error => Ok(BTreeMap::new()),
+            _ => self.outputs(),
         }
+    }
+
+    fn outputs(&self) -> Result<BTreeMap<String, Expected>> {
         let expected = self
             .fields
             .get("expected")

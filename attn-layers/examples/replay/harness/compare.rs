@@ -1,6 +1,7 @@
 //! Outputs against what a case expects.
 
-use super::case::{Case, Expected, Limit};
+use super::case::{Expected, Limit};
+use super::tensors::Tensors;
 use anyhow::{Context, Result, ensure};
 use attn_layers::tensor::{Tensor, TensorView};
 use std::collections::BTreeMap;
@@ -45,18 +46,20 @@ impl std::fmt::Display for Difference {
     }
 }
 
-/// Compares every expected output. Each is measured, also after one has failed; the failures are put in words.
+/// Compares every expected output with its truth, a tensor of `truths`. Each is measured, also after one has failed; the failures
+/// are put in words.
 pub(crate) fn outputs(
-    case: &Case,
+    expected: &BTreeMap<String, Expected>,
+    truths: &Tensors,
     outputs: &BTreeMap<String, Tensor>,
 ) -> (BTreeMap<String, Measured>, Vec<String>) {
     let mut measured = BTreeMap::new();
     let mut failures = Vec::new();
-    for (name, expected) in &case.expected {
+    for (name, expected) in expected {
         let compared = outputs
             .get(name)
             .context("was not computed")
-            .and_then(|output| output_against(case, expected, output.view()));
+            .and_then(|output| output_against(truths, expected, output.view()));
         match compared {
             Err(error) => failures.push(format!("{name}: {error:#}")),
             Ok((one, difference)) => {
@@ -69,7 +72,7 @@ pub(crate) fn outputs(
 }
 
 fn output_against(
-    case: &Case,
+    truths: &Tensors,
     expected: &Expected,
     output: TensorView<'_>,
 ) -> Result<(Measured, Option<Difference>)> {
@@ -85,13 +88,13 @@ fn output_against(
         output.shape(),
         expected.shape
     );
-    let truth = truth(case, expected, &expected.truth)?;
+    let truth = truth(truths, expected, &expected.truth)?;
     let (atol, (max_abs_err, difference)) = match &expected.limit {
         Limit::Distance(atol) => (*atol, elements(output, truth, *atol)),
         Limit::Bits { also } => {
             let also = also.as_deref();
             let also = also
-                .map(|name| self::truth(case, expected, name))
+                .map(|name| self::truth(truths, expected, name))
                 .transpose()?;
             (0.0, same_bits(output, truth, also))
         }
@@ -106,8 +109,8 @@ fn output_against(
 }
 
 /// A tensor of the expected file that `expected` names.
-fn truth<'c>(case: &'c Case, expected: &Expected, name: &str) -> Result<TensorView<'c>> {
-    let truth = case.truth.view(name)?;
+fn truth<'t>(truths: &'t Tensors, expected: &Expected, name: &str) -> Result<TensorView<'t>> {
+    let truth = truths.view(name)?;
     ensure!(
         **truth.shape() == *expected.shape,
         "the case is damaged: {name} is {}, not {:?}",

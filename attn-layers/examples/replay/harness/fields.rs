@@ -54,6 +54,11 @@ impl Fields {
         self.typed(name, "a number", Value::as_f64)
     }
 
+    /// A whole number of 64 bits.
+    pub(crate) fn integer(&self, name: &str) -> Result<Option<i64>> {
+        self.typed(name, "a whole number of 64 bits", Value::as_i64)
+    }
+
     /// A size.
     pub(crate) fn size(&self, name: &str) -> Result<Option<usize>> {
         self.typed(name, "a size", |value| {

@@ -15,6 +15,7 @@ mod initializer;
 mod json;
 mod layer;
 mod mask_helper;
+mod onnx;
 mod random;
 mod report;
 mod tensors;
@@ -95,12 +96,22 @@ fn replay_into<B: HostKernels>(report: &mut Report, path: &Path, backend: &B) ->
     let file = CaseFile::open(path)?;
     let heading = file.heading();
     (report.name, report.kind) = (heading.name, heading.kind);
-    let case = file.load()?;
-    if case.kind == Kind::Error {
-        return must_fail(&case, backend);
-    }
-    let outputs = run(&case, backend)?;
-    let (measured, failures) = compare::outputs(&case, &outputs);
+    let (measured, failures) = match file.operator()? {
+        Some("Attention") => {
+            let case = file.load_onnx()?;
+            let outputs = onnx::run(&case, backend)?;
+            compare::outputs(&case.expected, &case.truth, &outputs)
+        }
+        Some(other) => bail!("cases of the ONNX operator {other} are not supported; Attention is"),
+        None => {
+            let case = file.load()?;
+            if case.kind == Kind::Error {
+                return must_fail(&case, backend);
+            }
+            let outputs = run(&case, backend)?;
+            compare::outputs(&case.expected, &case.truth, &outputs)
+        }
+    };
     report.outputs = measured;
     ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(())
