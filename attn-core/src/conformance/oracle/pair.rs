@@ -3,8 +3,8 @@
 /// An unevaluated sum of two `f64`.
 #[derive(Debug, Clone, Copy, Default)]
 pub(in super::super) struct Pair {
-    high: f64,
-    low: f64,
+    pub(super) high: f64,
+    pub(super) low: f64,
 }
 
 impl From<f64> for Pair {
@@ -14,7 +14,7 @@ impl From<f64> for Pair {
 }
 
 /// `ln(2)`.
-const LN_2: Pair = Pair {
+pub(super) const LN_2: Pair = Pair {
     high: core::f64::consts::LN_2,
     low: 2.319_046_813_846_299_6e-17,
 };

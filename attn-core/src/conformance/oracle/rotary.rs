@@ -1,13 +1,9 @@
 //! Angles of rotary embeddings from their formulas, in about 106 bits.
 
-use super::Pair;
+use super::pair::{LN_2, Pair};
 use crate::rotary::{Rotary, RotaryScaling};
 use alloc::vec::Vec;
 
-const LN_2: Pair = Pair {
-    high: core::f64::consts::LN_2,
-    low: 2.319_046_813_846_299_6e-17,
-};
 const PI: Pair = Pair {
     high: core::f64::consts::PI,
     low: 1.224_646_799_147_353_2e-16,
