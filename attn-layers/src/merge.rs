@@ -3,7 +3,7 @@
 use crate::functions::{DotProductAttention, Kept, Purpose, attention};
 use crate::stage::{HostKernels, promote, view_mut, with_dtype};
 use crate::tensor::{Tensor, TensorView};
-use alloc::{borrow::Cow, vec::Vec};
+use alloc::vec::Vec;
 use attn_core::{
     Backend, DType, Dims, Element, Error, Host, HostView, Kernels, Merge, Partial, Result, Scalar,
     bf16, f16,
@@ -95,24 +95,21 @@ fn merge_as<T: Element, B: Kernels<T> + Backend<Storage = Host, Error = Error>>(
     let [out, statistics] = shapes.unwrap_or([&Dims::SCALAR; 2]);
     let mut out = Tensor::zeros(T::SCALAR, out)?;
     let mut statistics = Tensor::zeros(<T::Acc as Scalar>::SCALAR, statistics)?;
-    let arrays: Result<Vec<(Cow<'_, [T]>, Cow<'_, [T::Acc]>)>> = parts
-        .iter()
-        .map(|part| Ok((part.out.view().cast()?, part.statistics.view().cast()?)))
-        .collect();
-    let arrays = arrays?;
-    let views: Result<Vec<Partial<'_, Host, T>>> = parts
-        .iter()
-        .zip(&arrays)
-        .map(|(part, (out, statistics))| {
-            Ok(Partial {
-                out: HostView::new(out, part.out.shape())?,
-                statistics: HostView::new(statistics, part.statistics.shape())?,
-            })
-        })
-        .collect();
+    let mut arrays = Vec::new();
+    for part in parts {
+        let out = part.out.view().cast::<T>()?;
+        arrays.push((out, part.statistics.view().cast::<T::Acc>()?));
+    }
+    let mut views: Vec<Partial<'_, Host, T>> = Vec::new();
+    for (part, (out, statistics)) in parts.iter().zip(&arrays) {
+        views.push(Partial {
+            out: HostView::new(out, part.out.shape())?,
+            statistics: HostView::new(statistics, part.statistics.shape())?,
+        });
+    }
     let is_empty = statistics.shape().contains(&0);
     let call = Merge {
-        parts: &views?,
+        parts: &views,
         out: view_mut(&mut out)?,
         statistics: Some(view_mut(&mut statistics)?),
     };

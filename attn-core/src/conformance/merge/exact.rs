@@ -106,20 +106,22 @@ fn parts_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Br
     let shape = |error: &Error| matches!(error, Error::Shape { .. });
     let rank = |error: &Error| matches!(error, Error::Rank { .. });
     let zero = |error: &Error| matches!(error, Error::Zero { .. });
-    type Shapes<'s> = (&'s [(&'s [usize], &'s [usize])], &'s [usize], &'s [usize]);
-    let right = (out, statistics);
-    let wrong: [(Shapes<'_>, &dyn Fn(&Error) -> bool); 8] = [
+    /// Of the parts, each its output's and its statistics'; of the output and the statistics.
+    type Shapes<'s> = (&'s [[&'s [usize]; 2]], &'s [usize], &'s [usize]);
+    type Wanted<'s> = &'s dyn Fn(&Error) -> bool;
+    let right = [out, statistics];
+    let wrong: [(Shapes<'_>, Wanted<'_>); 8] = [
         ((&[], out, statistics), &zero),
         (
-            (&[right, (&[2, 5, 3, 3], statistics)], out, statistics),
+            (&[right, [&[2, 5, 3, 3], statistics]], out, statistics),
             &shape,
         ),
         (
-            (&[right, (&[5, 3, 4], statistics)], out, statistics),
+            (&[right, [&[5, 3, 4], statistics]], out, statistics),
             &shape,
         ),
-        ((&[right, (out, &[2, 5, 3, 2])], out, statistics), &shape),
-        ((&[(out, &[2, 3, 5, 1]), right], out, statistics), &shape),
+        ((&[right, [out, &[2, 5, 3, 2]]], out, statistics), &shape),
+        ((&[[out, &[2, 3, 5, 1]], right], out, statistics), &shape),
         ((&[right], &[2, 5, 4, 3], statistics), &shape),
         ((&[right], out, &[2, 3, 5]), &shape),
         ((&[right], &[30, 4], statistics), &rank),
@@ -128,7 +130,7 @@ fn parts_that_do_not_fit<T: Element, B: OnHost<T>>(backend: &B) -> Result<(), Br
     for ((parts, out, statistics), wanted) in wrong {
         let count = |shape: &[usize]| shape.iter().product::<usize>();
         let mut views: Vec<Partial<'_, Host, T>> = Vec::new();
-        for (out, statistics) in parts {
+        for [out, statistics] in parts {
             views.push(Partial {
                 out: HostView::new(&zeros[..count(out)], out)?,
                 statistics: HostView::new(&sums[..count(statistics)], statistics)?,
