@@ -36,7 +36,11 @@ pub(super) fn attend<T: Element, B: OnHost<T>>(
             true => exam.draw += 1,
             false => return Ok(Outcome::Refused),
         }
-        if !draws::another(exam.draw, exam.outputs.rows, draws::ROWS, work) {
+        let wanted = match case.sequences {
+            Some(_) => draws::ROWS_OF_KINDS,
+            None => draws::ROWS,
+        };
+        if !draws::another(exam.draw, exam.outputs.rows, wanted, work) {
             break;
         }
     }

@@ -50,8 +50,8 @@ pub(super) fn attend<T: Element, B: OnHost<T>>(
             true => exam.draw += 1,
             false => return Ok(Outcome::Refused),
         }
-        let rows = exam.comparisons.d_query.rows;
-        if !draws::another(exam.draw, rows, draws::GRADIENT_ROWS, work) {
+        let rows = exam.comparisons.rows();
+        if !draws::another(exam.draw, rows, draws::ROWS_OF_KINDS, work) {
             break;
         }
     }
@@ -73,6 +73,14 @@ struct Comparisons {
 }
 
 impl Comparisons {
+    /// Rows that were looked at, of whatever gradient there are fewest.
+    fn rows(&self) -> usize {
+        match self.d_sinks.rows {
+            0 => self.d_query.rows,
+            sums => self.d_query.rows.min(sums * draws::ROWS_OF_A_SUM),
+        }
+    }
+
     fn verdict<T: Element>(&self, case: &str) -> Result<f64, Failure> {
         let outputs = [
             (&self.d_query, "d_query"),
@@ -402,9 +410,9 @@ impl Exam<'_> {
                     row: 0,
                     column: 0,
                 };
-                self.comparisons
-                    .d_sinks
-                    .push(place, got.to_f64(), truth, plain);
+                let d_sinks = &mut self.comparisons.d_sinks;
+                d_sinks.push(place, got.to_f64(), truth, plain);
+                d_sinks.rows += 1;
             }
         }
         Ok(())
