@@ -17,6 +17,7 @@ use support::{Numbers, Parameters, Sizes, plain};
 const CROSS: Sizes = Sizes {
     features: [37, 21, 29],
     num_heads: 3,
+    num_kv_heads: 3,
     head_dim: 13,
     out_features: 41,
 };
