@@ -99,7 +99,8 @@ pub(crate) fn roles<I: Copy>(
     }
 }
 
-/// Projected inputs, normalised and turned where the layer does, `[batch..., length, heads, head_dim]`.
+/// Projected inputs, normalised and turned where the layer does, `[batch..., length, heads, head_dim]`: queries have `num_heads`, keys
+/// and values `num_kv_heads`.
 pub(crate) struct Projected {
     pub(crate) query: Tensor,
     pub(crate) key: Tensor,
