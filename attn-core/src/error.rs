@@ -130,6 +130,13 @@ pub enum Error {
         /// `num_heads`.
         num_heads: usize,
     },
+    /// `num_kv_heads` is 0, or `num_heads` is not a multiple of it.
+    KvHeadsDoNotDivide {
+        /// `num_heads`.
+        num_heads: usize,
+        /// `num_kv_heads`.
+        num_kv_heads: usize,
+    },
     /// `num_heads` is 0 (Flax: `ZeroDivisionError`).
     NoHeads,
     /// `inputs_kv` together with `inputs_k` or `inputs_v` (Flax: `ValueError`).
@@ -406,6 +413,11 @@ impl fmt::Display for Error {
                 f,
                 "`qkv_features` is {qkv_features}, not a multiple of `num_heads` {num_heads}. Choose a number of heads that divides it"
             ),
+            Self::KvHeadsDoNotDivide { num_heads, num_kv_heads } => write!(
+                f,
+                "`num_kv_heads` is {num_kv_heads}; it must be at least 1 and divide `num_heads` {num_heads}. \
+                 Choose a number that does, or leave it out for as many as `num_heads`"
+            ),
             Self::NoHeads => f.write_str("`num_heads` is 0; at least 1 is needed. Set it to the number of heads of the trained layer"),
             Self::InputsKvWithKeyOrValue => {
                 f.write_str("`inputs_kv` was given together with `inputs_k` or `inputs_v`; pass either the one or the others")
@@ -478,7 +490,7 @@ impl fmt::Display for Error {
             ),
             Self::ParamShape { scope, name, got, wanted } => write!(
                 f,
-                "parameter `{scope}/{name}` is {got}; the layer's fields and inputs need {wanted}. Check num_heads, qkv_features and out_features"
+                "parameter `{scope}/{name}` is {got}; the layer's fields and inputs need {wanted}. Check num_heads, num_kv_heads, qkv_features and out_features"
             ),
             Self::ParamMissing { scope, name } => write!(
                 f,

@@ -255,21 +255,21 @@ impl<B: HostKernels> Pass<'_, '_, B> {
         earlier: Option<Tensor>,
     ) -> Result<DenseGradients> {
         let sizes = &self.sizes;
-        let dense = sizes.input(self.params, SCOPES[role], input, self.layer.use_bias)?;
+        let scope = SCOPES[role];
+        let dense = sizes.input(self.params, scope, input, self.layer.use_bias)?;
         let (&features, rows) = input.shape().split_last().ok_or(NO_FEATURES)?;
-        let flat = Dims::new(rows)?.push(sizes.hidden)?;
+        let flat = Dims::new(rows)?.push(sizes.hidden_of(scope))?;
         let d_out = gradient.view().reshape(&flat)?;
         let product = Product::of_inputs(self.layer);
         let gradients = self.dense_backward(&dense, input, d_out, &product, earlier)?;
-        let heads = [sizes.num_heads, sizes.head_dim];
-        let bias = gradients
-            .bias
-            .map(|bias| bias.reshape(&heads))
-            .transpose()?;
+        let bias = gradients.bias;
+        let bias = bias.map(|bias| bias.reshape(&sizes.heads(scope, &[])?));
         Ok(DenseGradients {
             input: gradients.input,
-            kernel: gradients.kernel.reshape(&[features, heads[0], heads[1]])?,
-            bias,
+            kernel: gradients
+                .kernel
+                .reshape(&sizes.heads(scope, &[features])?)?,
+            bias: bias.transpose()?,
         })
     }
 

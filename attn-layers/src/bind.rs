@@ -1,19 +1,9 @@
 //! A layer's parameters looked up in a source and checked, their head axes flattened.
 
-use crate::layer::MultiHeadDotProductAttention;
 use crate::params::{ParamSource, find};
 use crate::plan::{Widths, features};
 use crate::tensor::TensorView;
 use attn_core::{Dims, Result, ScalarType};
-
-/// The sizes that the fields and `inputs_q` give.
-pub(crate) struct Sizes {
-    pub(crate) num_heads: usize,
-    pub(crate) head_dim: usize,
-    /// `num_heads * head_dim`.
-    pub(crate) hidden: usize,
-    pub(crate) out_features: usize,
-}
 
 /// A dense layer's parameters.
 pub(crate) struct DenseParams<'p> {
@@ -23,22 +13,21 @@ pub(crate) struct DenseParams<'p> {
     pub(crate) bias: Option<TensorView<'p>>,
 }
 
-impl Sizes {
-    pub(crate) fn new(
-        layer: &MultiHeadDotProductAttention<'_>,
-        inputs_q: &TensorView<'_>,
-    ) -> Result<Self> {
-        let Widths {
-            head_dim,
-            hidden,
-            out_features,
-        } = layer.widths(inputs_q.shape())?;
-        Ok(Self {
-            num_heads: layer.num_heads,
-            head_dim,
-            hidden,
-            out_features,
-        })
+impl Widths {
+    /// The heads that `query`, `key` or `value` projects to.
+    fn heads_of(&self, scope: &'static str) -> usize {
+        match scope {
+            "query" => self.num_heads,
+            _ => self.num_kv_heads,
+        }
+    }
+
+    /// What `query`, `key` or `value` projects to, its head axes flattened.
+    pub(crate) fn hidden_of(&self, scope: &'static str) -> usize {
+        match scope {
+            "query" => self.hidden,
+            _ => self.kv_hidden,
+        }
     }
 
     /// The parameters of `query`, `key` or `value`.
@@ -50,11 +39,12 @@ impl Sizes {
         use_bias: bool,
     ) -> Result<DenseParams<'p>> {
         let features = features("inputs", input.shape())?;
-        let heads = [self.num_heads, self.head_dim];
+        let heads = [self.heads_of(scope), self.head_dim];
+        let hidden = self.hidden_of(scope);
         let kernel = find(params, scope, "kernel", &[features, heads[0], heads[1]])?
-            .reshape(&[features, self.hidden])?;
+            .reshape(&[features, hidden])?;
         let bias = match use_bias {
-            true => Some(find(params, scope, "bias", &heads)?.reshape(&[self.hidden])?),
+            true => Some(find(params, scope, "bias", &heads)?.reshape(&[hidden])?),
             false => None,
         };
         Ok(DenseParams { kernel, bias })
@@ -85,9 +75,9 @@ impl Sizes {
         find(params, scope, "scale", &[self.head_dim])
     }
 
-    /// `[rows..., heads, head_dim]`.
-    pub(crate) fn heads(&self, rows: &[usize]) -> Result<Dims> {
-        Dims::new(rows)?.concat(&[self.num_heads, self.head_dim])
+    /// What `query`, `key` or `value` projects rows to, `[rows..., heads, head_dim]`.
+    pub(crate) fn heads(&self, scope: &'static str, rows: &[usize]) -> Result<Dims> {
+        Dims::new(rows)?.concat(&[self.heads_of(scope), self.head_dim])
     }
 }
 

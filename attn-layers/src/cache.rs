@@ -10,9 +10,9 @@ use attn_core::{Dims, Error, Result};
 /// again, as `lax.dynamic_update_slice` does it. Unlike there, keys of a smaller batch than the cache's are an error.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AnyCache {
-    /// `cached_key`, `[batch..., max_length, heads, head_dim]`, normalised and rotated where the layer does.
+    /// `cached_key`, `[batch..., max_length, num_kv_heads, head_dim]`, normalised and rotated where the layer does.
     pub cached_key: Tensor,
-    /// `cached_value`, `[batch..., max_length, heads, head_dim]`.
+    /// `cached_value`, `[batch..., max_length, num_kv_heads, head_dim]`.
     pub cached_value: Tensor,
     /// `cache_index`: tokens seen so far.
     pub cache_index: i32,
@@ -61,7 +61,7 @@ impl AnyCache {
         rank.checked_sub(3).ok_or(Error::Rank {
             argument: "cached_key",
             got: rank,
-            wanted: "[batch..., max_length, heads, head_dim]",
+            wanted: "[batch..., max_length, num_kv_heads, head_dim]",
         })
     }
 
@@ -70,9 +70,12 @@ impl AnyCache {
         Ok(self.max_length()?.saturating_sub(self.start()?))
     }
 
-    /// Only the query is held against the cache, as in Flax.
-    pub(crate) fn check_query(&self, query: &Dims, tokens: usize) -> Result<()> {
-        let wanted = with_length(self.cached_key.shape(), self.length_axis()?, tokens)?;
+    /// Only the query is held against the cache, as in Flax; each of the cache's heads serves `group` of the query's.
+    pub(crate) fn check_query(&self, query: &Dims, tokens: usize, group: usize) -> Result<()> {
+        let axis = self.length_axis()?;
+        let heads = self.cached_key.shape()[axis + 1].saturating_mul(group);
+        let wanted = with_length(self.cached_key.shape(), axis, tokens)?;
+        let wanted = with_length(&wanted, axis + 1, heads)?;
         if *query == wanted {
             return Ok(());
         }

@@ -22,7 +22,7 @@ pub enum OnFull {
     Error,
 }
 
-/// The cache of a decoding layer: `cached_key` and `cached_value`, `[batch..., max_length, heads, head_dim]`, and `cache_index`.
+/// The cache of a decoding layer: `cached_key` and `cached_value`, `[batch..., max_length, num_kv_heads, head_dim]`, and `cache_index`.
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
 #[derive(Debug)]
 pub struct DecodeCache<'c, S: Storage, T: Element> {
@@ -42,7 +42,7 @@ impl<S: Storage, T: Element> DecodeCache<'_, S, T> {
         let axis = shape.rank().checked_sub(3).ok_or(Error::Rank {
             argument: "cached_key",
             got: shape.rank(),
-            wanted: "[batch..., max_length, heads, head_dim]",
+            wanted: "[batch..., max_length, num_kv_heads, head_dim]",
         })?;
         Ok(shape[axis])
     }
@@ -299,12 +299,11 @@ fn check_cache<S: Storage, T: Element>(
     cache: &DecodeCache<'_, S, T>,
 ) -> Result<usize> {
     let max_length = cache.max_length()?;
-    let wanted = plan.heads(max_length)?;
+    let wanted = plan.kv_heads(max_length)?;
     if *cache.cached_key.shape() != wanted {
-        let tokens = with_length(cache.cached_key.shape(), plan.query_length)?;
         return Err(Error::CacheQueryShape {
             got: plan.heads(plan.query_length)?,
-            wanted: tokens,
+            wanted: queries_of(cache.cached_key.shape(), plan)?,
         });
     }
     same("cached_value", cache.cached_value.shape(), wanted)?;
@@ -312,7 +311,7 @@ fn check_cache<S: Storage, T: Element>(
         return Err(Error::Mismatch {
             what: Disagreement::Lengths,
             left: plan.heads(plan.query_length)?,
-            right: plan.heads(plan.key_length)?,
+            right: plan.kv_heads(plan.key_length)?,
         });
     }
     if max_length == 0 && plan.query_length > 0 {
@@ -324,10 +323,11 @@ fn check_cache<S: Storage, T: Element>(
     Ok(max_length)
 }
 
-/// `[batch..., length, heads, head_dim]` with another length.
-fn with_length(shape: &[usize], length: usize) -> Result<Dims> {
-    let (batch, heads) = shape.split_at(shape.len() - 3);
-    Dims::new(batch)?.push(length)?.concat(&heads[1..])
+/// The queries that a cache of this shape, `[batch..., max_length, num_kv_heads, head_dim]`, would serve.
+fn queries_of(cached: &[usize], plan: &Plan) -> Result<Dims> {
+    let (batch, rows) = cached.split_at(cached.len() - 3);
+    let heads = rows[1].saturating_mul(plan.group());
+    Dims::new(batch)?.concat(&[plan.query_length, heads, rows[2]])
 }
 
 fn refuse_unsupported<S: Storage, T: Element>(inputs: &Inputs<'_, S, T>) -> Result<()> {

@@ -32,6 +32,18 @@ pub(crate) fn check_precision<E>(precision: Option<Precision>, qk: Option<E>) ->
     })
 }
 
+/// What the user's einsums compute has one letter for the heads of all operands.
+pub(crate) fn check_heads(shape: &AttentionShape) -> Result<()> {
+    if shape.key_heads == shape.num_heads {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        backend: "qk_attn_weights_einsum",
+        feature: "grouped heads",
+        instead: "Leave the einsums out, or `num_kv_heads`",
+    })
+}
+
 /// What of the core's forward pass its backward pass needs: it holds the weights anyway.
 pub(crate) struct Kept {
     /// After softmax, before dropout.

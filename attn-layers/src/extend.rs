@@ -278,12 +278,12 @@ impl<B: Kernels<T, Storage = Host>, T: Element> Extending<'_, B, T> {
                 continue;
             }
             let turn = self.layer.turn(inputs, cache.length(sequence)?);
-            for (buf, layout) in [
-                (&mut *scratch.q, plan.queries()?),
-                (&mut *scratch.k, plan.keys()?),
+            for (buf, layout, heads) in [
+                (&mut *scratch.q, plan.queries()?, plan.num_heads),
+                (&mut *scratch.k, plan.keys()?, plan.num_kv_heads),
             ] {
                 let axes = plan.batch.rank();
-                let shape = [count, plan.num_heads, plan.head_dim];
+                let shape = [count, heads, plan.head_dim];
                 let start = layout.base(axes, entry);
                 let rows = Layout::strided(start, Dims::new(&shape)?, &layout.strides()[axes..])?;
                 self.pass.rotate(turn, whole(buf, rows, "q")?)?;
@@ -418,7 +418,7 @@ fn check_tokens<T: Element>(plan: &Plan, tokens: &NextTokens<'_, T>) -> Result<(
         return Err(Error::Mismatch {
             what: Disagreement::Lengths,
             left: plan.heads(plan.query_length)?,
-            right: plan.heads(plan.key_length)?,
+            right: plan.kv_heads(plan.key_length)?,
         });
     }
     tokens.inputs().check(plan, plan.key_length)
@@ -443,8 +443,9 @@ fn check_cache<T: Element>(
         ..
     } = *cache.plan();
     let entries = tokens.targets().entries(sequences);
+    let heads = key_heads.saturating_mul(plan.group());
     for depth in [depth, value_depth] {
-        let wanted = Dims::new(&[entries, plan.query_length, key_heads, depth])?;
+        let wanted = Dims::new(&[entries, plan.query_length, heads, depth])?;
         if got != wanted {
             return Err(Error::CacheQueryShape { got, wanted });
         }

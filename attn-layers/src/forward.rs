@@ -1,11 +1,12 @@
 //! Flax's `__call__`, step by step and in its order of errors, on arrays whose dtypes are known only at run time.
 
-use crate::bind::{DenseParams, Sizes};
+use crate::bind::DenseParams;
 use crate::cache::{AnyCache, CacheAccess, Overwritten};
 use crate::functions::{Core, DotProductAttention, Kept, Purpose, attention, inexact};
 use crate::hooks::{AttentionArgs, AttentionFn};
 use crate::layer::{Call, MultiHeadDotProductAttention, Output};
 use crate::params::ParamSource;
+use crate::plan::Widths;
 use crate::product::{Product, run};
 use crate::random::{Key, Stream};
 use crate::stage::{self, HostKernels, Turning, promote};
@@ -31,12 +32,12 @@ pub(crate) fn apply<B: HostKernels>(
     match access {
         CacheAccess::None => Err(Error::CacheMissing),
         CacheAccess::Immutable(cache) => {
-            cache.check_query(projected.query.shape(), 1)?;
+            pass.check_query(&projected, cache, 1)?;
             cache.check_update(&projected.key.view(), &projected.value.view())?;
             Err(Error::CacheImmutable)
         }
         CacheAccess::Mutable(Some(cache)) => {
-            cache.check_query(projected.query.shape(), 1)?;
+            pass.check_query(&projected, cache, 1)?;
             Ok(pass.step(&call, &projected, cache, 1)?.0)
         }
         CacheAccess::Mutable(absent) => {
@@ -55,12 +56,12 @@ pub(crate) fn init_cache(
     call: &Call<'_>,
 ) -> Result<AnyCache> {
     let [query, key, value] = resolve(call)?;
-    let sizes = Sizes::new(layer, &query)?;
+    let sizes = layer.widths(query.shape())?;
     let projected = |scope: &'static str, input: &TensorView<'_>| -> Result<_> {
         let dense = sizes.input(params, scope, input, layer.use_bias)?;
         let dtype = promote(inexact(layer.dtype)?, dense.scalars(input));
         let rows = &input.shape()[..input.shape().rank() - 1];
-        Ok((dtype, sizes.heads(rows)?))
+        Ok((dtype, sizes.heads(scope, rows)?))
     };
     let (mut key_dtype, key_shape) = projected("key", &key)?;
     let (value_dtype, value_shape) = projected("value", &value)?;
@@ -98,7 +99,8 @@ pub(crate) fn roles<I: Copy>(
     }
 }
 
-/// Projected inputs, normalised and turned where the layer does, `[batch..., length, heads, head_dim]`.
+/// Projected inputs, normalised and turned where the layer does, `[batch..., length, heads, head_dim]`: queries have `num_heads`, keys
+/// and values `num_kv_heads`.
 pub(crate) struct Projected {
     pub(crate) query: Tensor,
     pub(crate) key: Tensor,
@@ -127,7 +129,7 @@ pub(crate) struct Pass<'a, 'h, B> {
     pub(crate) layer: &'a Layer<'h>,
     pub(crate) backend: &'a B,
     pub(crate) params: &'a dyn ParamSource,
-    pub(crate) sizes: Sizes,
+    pub(crate) sizes: Widths,
 }
 
 impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
@@ -142,7 +144,7 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
             layer,
             backend,
             params,
-            sizes: Sizes::new(layer, &query)?,
+            sizes: layer.widths(query.shape())?,
         })
     }
 
@@ -176,6 +178,17 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
             least: 0,
             most: i32::MAX.into(),
         })
+    }
+
+    /// Whether a cache is one for these queries.
+    pub(crate) fn check_query(
+        &self,
+        projected: &Projected,
+        cache: &AnyCache,
+        tokens: usize,
+    ) -> Result<()> {
+        let group = self.sizes.num_heads / self.sizes.num_kv_heads;
+        cache.check_query(projected.query.shape(), tokens, group)
     }
 
     /// Queries and keys as the core reads them, values; the first row lies at position `first`.
@@ -231,7 +244,7 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
             .input(self.params, scope, input, layer.use_bias)?;
         let out = self.dense(&dense, input, &Product::of_inputs(layer))?;
         let rows = &input.shape()[..input.shape().rank() - 1];
-        out.reshape(&self.sizes.heads(rows)?)
+        out.reshape(&self.sizes.heads(scope, rows)?)
     }
 
     /// The out projection of the core's output.
@@ -383,6 +396,7 @@ impl<'a, 'h, B: HostKernels> Pass<'a, 'h, B> {
             force_fp32_for_softmax: layer.force_fp32_for_softmax,
             qk_attn_weights_einsum: qk.as_deref(),
             attn_weights_value_einsum: value.as_deref(),
+            may_group: true,
             ..DotProductAttention::new(heads.query, heads.key)
         })
     }

@@ -44,6 +44,8 @@ pub struct DotProductAttention<'a> {
     pub qk_attn_weights_einsum: Option<&'a dyn Einsum>,
     /// A replacement of the einsum of weights and values.
     pub attn_weights_value_einsum: Option<&'a dyn Einsum>,
+    /// Whether keys and values may have fewer heads than queries: a layer's may, Flax's functions refuse them.
+    pub(crate) may_group: bool,
 }
 
 impl core::fmt::Debug for DotProductAttention<'_> {
@@ -76,13 +78,18 @@ impl<'a> DotProductAttention<'a> {
             force_fp32_for_softmax: false,
             qk_attn_weights_einsum: None,
             attn_weights_value_einsum: None,
+            may_group: false,
         }
     }
 
     /// Shapes, in Flax's order; gives the sizes of the call.
     pub(crate) fn check(&self, value: &Dims) -> Result<AttentionShape> {
-        let shape = AttentionShape::of_equal_heads(self.query.shape(), self.key.shape(), value)?;
-        let weights = shape.weights(self.query.shape())?;
+        let (query, key) = (self.query.shape(), self.key.shape());
+        let shape = match self.may_group {
+            true => AttentionShape::of(query, key, value)?,
+            false => AttentionShape::of_equal_heads(query, key, value)?,
+        };
+        let weights = shape.weights(query)?;
         check_broadcast("bias", self.bias.as_ref(), &weights)?;
         check_broadcast("mask", self.mask.as_ref(), &weights)?;
         Ok(shape)
@@ -280,6 +287,7 @@ fn around_einsums(
     causal: Option<Causal>,
     purpose: Purpose,
 ) -> Result<Core> {
+    einsum::check_heads(shape)?;
     let dropout = arguments.dropout(dtype)?;
     let (weights, scores) = einsum::weights(qk, arguments, dtype, shape, causal)?;
     let weights = weights.to_dtype(arguments.weights_dtype(dtype))?;

@@ -39,9 +39,10 @@ pub enum InputGradients<'g, S: Storage, T: Element> {
 /// Where the gradients of a dense layer's parameters go; `None` where one is not wanted, and where the layer has no such parameter.
 #[derive(Debug)]
 pub struct DenseGradientBuffers<'g, S: Storage, T: Element> {
-    /// Of the kernel's shape: `[features, heads, head_dim]` for query, key and value; `[heads, head_dim, features]` for out.
+    /// Of the kernel's shape: `[features, num_heads, head_dim]` for query, `[features, num_kv_heads, head_dim]` for key and value;
+    /// `[num_heads, head_dim, features]` for out.
     pub kernel: Option<ViewMut<'g, S, T>>,
-    /// Of the bias's shape: `[heads, head_dim]`; `[features]` for out. `None` with `use_bias: false`.
+    /// Of the bias's shape: `[num_heads, head_dim]` for query, `[num_kv_heads, head_dim]` for key and value; `[features]` for out. `None` with `use_bias: false`.
     pub bias: Option<ViewMut<'g, S, T>>,
 }
 
@@ -148,14 +149,14 @@ impl<S: Storage, T: Element> GradientBuffers<'_, S, T> {
     /// Whether every array has the plan's shape, and belongs to a parameter that the layer has.
     pub(crate) fn check(&mut self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<()> {
         self.inputs.check(plan)?;
-        let heads = [plan.num_heads, plan.head_dim];
         let inputs = [
-            ("query.bias", &self.query),
-            ("key.bias", &self.key),
-            ("value.bias", &self.value),
+            ("query.bias", &self.query, plan.num_heads),
+            ("key.bias", &self.key, plan.num_kv_heads),
+            ("value.bias", &self.value, plan.num_kv_heads),
         ];
-        for ((name, dense), features) in inputs.into_iter().zip(plan.features) {
-            dense.check(name, &[features, heads[0], heads[1]], &heads, use_bias)?;
+        let depth = plan.head_dim;
+        for ((name, dense, heads), features) in inputs.into_iter().zip(plan.features) {
+            dense.check(name, &[features, heads, depth], &[heads, depth], use_bias)?;
         }
         for (name, scale) in [("query_ln", &self.query_ln), ("key_ln", &self.key_ln)] {
             match scale {
@@ -165,12 +166,12 @@ impl<S: Storage, T: Element> GradientBuffers<'_, S, T> {
                         right: "normalize_qk",
                     });
                 }
-                Some(scale) => same("d_scale", scale.shape(), Dims::new(&heads[1..])?)?,
+                Some(scale) => same("d_scale", scale.shape(), Dims::new(&[depth])?)?,
                 None => {}
             }
         }
         let features = plan.out_features;
-        let kernel = [heads[0], heads[1], features];
+        let kernel = [plan.num_heads, depth, features];
         self.out.check("out.bias", &kernel, &[features], use_bias)
     }
 }

@@ -32,8 +32,8 @@ pub struct AttentionArgs<'a> {
 
 /// A replacement of `dot_product_attention` in the layer.
 pub trait AttentionFn {
-    /// From query `[batch..., query_length, heads, head_dim]`, key and value `[batch..., key_length, heads, head_dim]` to
-    /// `[batch..., query_length, heads, head_dim]`.
+    /// From query `[batch..., query_length, num_heads, head_dim]`, key and value `[batch..., key_length, num_kv_heads, head_dim]` to
+    /// `[batch..., query_length, num_heads, head_dim]`.
     ///
     /// # Errors
     ///

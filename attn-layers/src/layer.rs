@@ -44,6 +44,10 @@ pub enum Precision {
 pub struct MultiHeadDotProductAttention<'h> {
     /// Number of heads.
     pub num_heads: usize,
+    /// Number of heads of keys and values, each of which serves `num_heads / num_kv_heads` heads of queries; `None` is `num_heads`.
+    /// `flax.linen` has none. The kernels of `key` and `value` are `[features, num_kv_heads, head_dim]`, their biases
+    /// `[num_kv_heads, head_dim]`, and a cache has as many heads. `attention_fn` gets keys and values as they are projected.
+    pub num_kv_heads: Option<usize>,
     /// Computation dtype; `None` infers it from inputs and parameters.
     pub dtype: Option<ScalarType>,
     /// Dtype of the parameters that [`MultiHeadDotProductAttention::init`] makes. As in JAX there is `float64` only with
@@ -90,7 +94,7 @@ pub struct MultiHeadDotProductAttention<'h> {
     pub qkv_dot_general_cls: Option<DotGeneralCls<'h>>,
     /// A factory of `out_dot_general`; wins over it.
     pub out_dot_general_cls: Option<DotGeneralCls<'h>>,
-    /// A factory of the einsum of queries and keys; both einsums or neither, and not with `precision`.
+    /// A factory of the einsum of queries and keys; both einsums or neither, and not with `precision` or fewer `num_kv_heads` than `num_heads`.
     pub qk_attn_weights_einsum_cls: Option<EinsumCls<'h>>,
     /// A factory of the einsum of weights and values.
     pub attn_weights_value_einsum_cls: Option<EinsumCls<'h>>,
@@ -104,6 +108,7 @@ impl MultiHeadDotProductAttention<'_> {
     pub const fn new(num_heads: usize) -> Self {
         Self {
             num_heads,
+            num_kv_heads: None,
             dtype: None,
             param_dtype: ScalarType::F32,
             qkv_features: None,
@@ -224,6 +229,7 @@ impl MultiHeadDotProductAttention<'_> {
         let features = features("inputs_q", inputs_q)?;
         Widths::new(
             self.num_heads,
+            self.num_kv_heads,
             self.qkv_features,
             self.out_features,
             features,
@@ -257,6 +263,7 @@ impl fmt::Debug for MultiHeadDotProductAttention<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MultiHeadDotProductAttention")
             .field("num_heads", &self.num_heads)
+            .field("num_kv_heads", &self.num_kv_heads)
             .field("dtype", &self.dtype)
             .field("qkv_features", &self.qkv_features)
             .field("out_features", &self.out_features)

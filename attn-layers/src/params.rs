@@ -9,9 +9,9 @@ use attn_core::{DenseKernel, Dims, Element, Error, Result, Storage, View};
 /// A dense layer's parameters (`flax.linen.DenseGeneral`).
 #[derive(Debug)]
 pub struct Dense<'p, S: Storage, T: Element> {
-    /// `[features, heads, head_dim]` for query, key and value; `[heads, head_dim, features]` for out. Or packed ([`PackedParams`](crate::PackedParams)).
+    /// `[features, num_heads, head_dim]` for query, `[features, num_kv_heads, head_dim]` for key and value; `[num_heads, head_dim, features]` for out. Or packed ([`PackedParams`](crate::PackedParams)).
     pub kernel: DenseKernel<'p, S, T>,
-    /// `[heads, head_dim]`; `[features]` for out. Not looked at with `use_bias: false`.
+    /// `[num_heads, head_dim]` for query, `[num_kv_heads, head_dim]` for key and value; `[features]` for out. Not looked at with `use_bias: false`.
     pub bias: Option<View<'p, S, T>>,
 }
 
@@ -78,14 +78,14 @@ impl<S: Storage, T: Element> Dense<'_, S, T> {
 impl<S: Storage, T: Element> Params<'_, S, T> {
     /// Checks those that a layer with these fields has; others are not looked at.
     pub(crate) fn check(&self, plan: &Plan, use_bias: bool, normalize_qk: bool) -> Result<()> {
-        let heads = [plan.num_heads, plan.head_dim];
         let inputs = [
-            ("query", &self.query),
-            ("key", &self.key),
-            ("value", &self.value),
+            ("query", &self.query, plan.num_heads),
+            ("key", &self.key, plan.num_kv_heads),
+            ("value", &self.value, plan.num_kv_heads),
         ];
-        for ((scope, dense), features) in inputs.into_iter().zip(plan.features) {
-            dense.check(scope, &[features, heads[0], heads[1]], &heads, use_bias)?;
+        let depth = plan.head_dim;
+        for ((scope, dense, heads), features) in inputs.into_iter().zip(plan.features) {
+            dense.check(scope, &[features, heads, depth], &[heads, depth], use_bias)?;
         }
         if normalize_qk {
             for (scope, scale) in [("query_ln", &self.query_ln), ("key_ln", &self.key_ln)] {
@@ -93,12 +93,12 @@ impl<S: Storage, T: Element> Params<'_, S, T> {
                     scope,
                     name: "scale",
                 })?;
-                same_shape(scope, "scale", scale.shape(), &[plan.head_dim])?;
+                same_shape(scope, "scale", scale.shape(), &[depth])?;
             }
         }
         self.out.check(
             "out",
-            &[heads[0], heads[1], plan.out_features],
+            &[plan.num_heads, depth, plan.out_features],
             &[plan.out_features],
             use_bias,
         )
@@ -194,7 +194,7 @@ impl ParamSource for alloc::vec::Vec<(&str, Tensor)> {
 /// ```
 /// use attn_layers::{ParamSource, SplitHeads, tensor::TensorView};
 /// let flat = [("query/kernel", TensorView::from_slice(&[0.0f32; 12], &[3, 4])?)];
-/// let params = SplitHeads { params: &flat, num_heads: 2 };
+/// let params = SplitHeads { params: &flat, num_heads: 2, num_kv_heads: None };
 /// let kernel = params.tensor("query", "kernel").expect("it is there");
 /// assert_eq!(kernel.shape().as_slice(), [3, 2, 2]);
 /// # Ok::<(), attn_layers::Error>(())
@@ -205,24 +205,28 @@ pub struct SplitHeads<'p> {
     pub params: &'p dyn ParamSource,
     /// Number of heads.
     pub num_heads: usize,
+    /// Number of heads of keys and values; `None` is `num_heads`.
+    pub num_kv_heads: Option<usize>,
 }
 
 impl core::fmt::Debug for SplitHeads<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("SplitHeads")
             .field("num_heads", &self.num_heads)
+            .field("num_kv_heads", &self.num_kv_heads)
             .finish_non_exhaustive()
     }
 }
 
 impl SplitHeads<'_> {
-    fn head_dim(&self, hidden: usize) -> Option<usize> {
-        (hidden.checked_rem(self.num_heads)? == 0).then(|| hidden / self.num_heads)
-    }
-
     /// The shape with heads, `None` where there is none.
     fn split(&self, scope: &str, name: &str, shape: &[usize]) -> Option<Dims> {
-        let split = |hidden| Some([self.num_heads, self.head_dim(hidden)?]);
+        let heads = match scope {
+            "key" | "value" => self.num_kv_heads.unwrap_or(self.num_heads),
+            _ => self.num_heads,
+        };
+        let split =
+            |hidden: usize| (hidden.checked_rem(heads)? == 0).then(|| [heads, hidden / heads]);
         match (scope, name, shape) {
             ("out", "kernel", &[hidden, features]) => {
                 Dims::new(&split(hidden)?).ok()?.push(features).ok()

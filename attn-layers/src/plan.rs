@@ -11,13 +11,16 @@ pub struct Plan {
     pub(crate) query_length: usize,
     pub(crate) key_length: usize,
     pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
     pub(crate) head_dim: usize,
     /// Features of the inputs to query, key and value.
     pub(crate) features: [usize; 3],
     pub(crate) out_features: usize,
     /// Product of the hidden axes, `num_heads * head_dim`.
     pub(crate) hidden: usize,
-    /// Queries and keys, `[batch..., length, num_heads, head_dim]`, the rows of a head side by side, as the attention core reads
+    /// The same of keys and values, `num_kv_heads * head_dim`.
+    pub(crate) kv_hidden: usize,
+    /// Queries and keys, `[batch..., length, heads, head_dim]`, the rows of a head side by side, as the attention core reads
     /// them fastest.
     queries: Option<Layout>,
     keys: Option<Layout>,
@@ -58,15 +61,20 @@ pub struct ResidualSizes {
 
 /// What a layer's fields make of the width of `inputs_q`.
 pub(crate) struct Widths {
+    pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
     pub(crate) head_dim: usize,
     /// Product of the hidden axes, `num_heads * head_dim`.
     pub(crate) hidden: usize,
+    /// The same of keys and values, `num_kv_heads * head_dim`.
+    pub(crate) kv_hidden: usize,
     pub(crate) out_features: usize,
 }
 
 impl Widths {
     pub(crate) fn new(
         num_heads: usize,
+        num_kv_heads: Option<usize>,
         qkv_features: Option<usize>,
         out_features: Option<usize>,
         features: usize,
@@ -75,9 +83,14 @@ impl Widths {
         let or_features =
             |given: Option<usize>| given.filter(|&given| given != 0).unwrap_or(features);
         let hidden = or_features(qkv_features);
+        let head_dim = head_dim(hidden, num_heads)?;
+        let num_kv_heads = kv_heads(num_heads, num_kv_heads)?;
         Ok(Self {
-            head_dim: head_dim(hidden, num_heads)?,
+            num_heads,
+            num_kv_heads,
+            head_dim,
             hidden,
+            kv_hidden: num_kv_heads * head_dim,
             out_features: or_features(out_features),
         })
     }
@@ -104,7 +117,19 @@ fn head_dim(qkv_features: usize, num_heads: usize) -> Result<usize> {
     }
 }
 
-/// `[batch..., length, num_heads, head_dim]` with the rows of a head side by side.
+/// `num_kv_heads`, or as many as `num_heads`, must be there and divide those.
+fn kv_heads(num_heads: usize, num_kv_heads: Option<usize>) -> Result<usize> {
+    let num_kv_heads = num_kv_heads.unwrap_or(num_heads);
+    match num_heads.checked_rem(num_kv_heads) {
+        Some(0) => Ok(num_kv_heads),
+        _ => Err(Error::KvHeadsDoNotDivide {
+            num_heads,
+            num_kv_heads,
+        }),
+    }
+}
+
+/// `[batch..., length, heads, head_dim]` with the rows of a head side by side.
 fn by_heads(shape: &Dims) -> Result<Layout> {
     let rank = shape.rank();
     let (length, heads, row) = (shape[rank - 3], shape[rank - 2], shape[rank - 1]);
@@ -120,48 +145,69 @@ fn by_heads(shape: &Dims) -> Result<Layout> {
     Layout::strided(0, *shape, &strides[..rank])
 }
 
+/// A layout, or the error that there is none for this shape.
+fn made(layout: Option<Layout>, shape: impl FnOnce() -> Result<Dims>) -> Result<Layout> {
+    match layout {
+        Some(layout) => Ok(layout),
+        None => Err(Error::TooLarge {
+            argument: "shape",
+            got: shape()?,
+        }),
+    }
+}
+
 impl Plan {
     /// For inputs `[batch..., length, features]`.
     ///
     /// # Errors
     ///
-    /// [`Error::NoHeads`], [`Error::HeadsDoNotDivide`], [`Error::Rank`], [`Error::Mismatch`], [`Error::TooLarge`].
+    /// [`Error::NoHeads`], [`Error::HeadsDoNotDivide`], [`Error::KvHeadsDoNotDivide`], [`Error::Rank`], [`Error::Mismatch`],
+    /// [`Error::TooLarge`].
     pub(crate) fn new(
         num_heads: usize,
+        num_kv_heads: Option<usize>,
         qkv_features: Option<usize>,
         out_features: Option<usize>,
         [query, key, value]: [&Dims; 3],
     ) -> Result<Self> {
         let width = features("inputs_q", query)?;
         let Widths {
+            num_heads,
+            num_kv_heads,
             head_dim,
             hidden,
+            kv_hidden,
             out_features,
-        } = Widths::new(num_heads, qkv_features, out_features, width)?;
+        } = Widths::new(num_heads, num_kv_heads, qkv_features, out_features, width)?;
         let features = [
             width,
             features("inputs_k", key)?,
             features("inputs_v", value)?,
         ];
-        let heads =
-            |dims: &Dims| Dims::new(&dims[..dims.rank() - 1])?.concat(&[num_heads, head_dim]);
-        let shape = AttentionShape::of(&heads(query)?, &heads(key)?, &heads(value)?)?;
+        let split = |dims: &Dims, heads| {
+            let rows = Dims::new(&dims[..dims.rank() - 1])?;
+            rows.concat(&[heads, head_dim])
+        };
+        let (queries, keys) = (split(query, num_heads)?, split(key, num_kv_heads)?);
+        let shape = AttentionShape::of(&queries, &keys, &split(value, num_kv_heads)?)?;
         let batch = Dims::new(&query[..query.rank() - 2])?;
         Ok(Self {
             // What no machine holds has no layout; it is refused where memory would be taken.
-            queries: by_heads(&heads(query)?).ok(),
-            keys: by_heads(&heads(key)?).ok(),
-            context: Layout::contiguous(heads(query)?).ok(),
+            queries: by_heads(&queries).ok(),
+            keys: by_heads(&keys).ok(),
+            context: Layout::contiguous(queries).ok(),
             flat_context: Layout::contiguous(batch.concat(&[shape.query_length, hidden])?).ok(),
             batch,
             batch_size: shape.batch,
             query_length: shape.query_length,
             key_length: shape.key_length,
             num_heads,
+            num_kv_heads,
             head_dim,
             features,
             out_features,
             hidden,
+            kv_hidden,
         })
     }
 
@@ -186,32 +232,22 @@ impl Plan {
 
     /// Queries, `[batch..., query_length, num_heads, head_dim]`, the rows of a head side by side.
     pub(crate) fn queries(&self) -> Result<Layout> {
-        self.made(self.queries, self.query_length)
+        made(self.queries, || self.heads(self.query_length))
     }
 
-    /// Keys or values, `[batch..., key_length, num_heads, head_dim]`, the rows of a head side by side.
+    /// Keys or values, `[batch..., key_length, num_kv_heads, head_dim]`, the rows of a head side by side.
     pub(crate) fn keys(&self) -> Result<Layout> {
-        self.made(self.keys, self.key_length)
+        made(self.keys, || self.kv_heads(self.key_length))
     }
 
     /// The output of the attention core, `[batch..., query_length, num_heads, head_dim]`.
     pub(crate) fn context(&self) -> Result<Layout> {
-        self.made(self.context, self.query_length)
+        made(self.context, || self.heads(self.query_length))
     }
 
     /// The same, `[batch..., query_length, num_heads * head_dim]`.
     pub(crate) fn flat_context(&self) -> Result<Layout> {
-        self.made(self.flat_context, self.query_length)
-    }
-
-    fn made(&self, layout: Option<Layout>, length: usize) -> Result<Layout> {
-        match layout {
-            Some(layout) => Ok(layout),
-            None => Err(Error::TooLarge {
-                argument: "shape",
-                got: self.heads(length)?,
-            }),
-        }
+        made(self.flat_context, || self.heads(self.query_length))
     }
 
     pub(crate) fn flat(&self, length: usize) -> Result<Dims> {
@@ -220,6 +256,17 @@ impl Plan {
 
     pub(crate) fn heads(&self, length: usize) -> Result<Dims> {
         self.batch.concat(&[length, self.num_heads, self.head_dim])
+    }
+
+    /// Of keys and values.
+    pub(crate) fn kv_heads(&self, length: usize) -> Result<Dims> {
+        let heads = [length, self.num_kv_heads, self.head_dim];
+        self.batch.concat(&heads)
+    }
+
+    /// Query heads that each head of keys and values serves.
+    pub(crate) const fn group(&self) -> usize {
+        self.num_heads / self.num_kv_heads
     }
 
     /// `[batch..., length, num_heads, head_dim]` without gaps.
@@ -306,7 +353,7 @@ impl Plan {
     pub fn residuals(&self) -> ResidualSizes {
         let queries = self.rows(self.query_length);
         let q = queries.saturating_mul(self.hidden);
-        let k = self.rows(self.key_length).saturating_mul(self.hidden);
+        let k = self.rows(self.key_length).saturating_mul(self.kv_hidden);
         let statistics = queries.saturating_mul(self.num_heads).saturating_mul(2);
         ResidualSizes {
             q,
@@ -337,8 +384,8 @@ impl Plan {
         let (queries, keys) = (self.rows(self.query_length), self.rows(self.key_length));
         [
             (queries, self.features[0], self.hidden),
-            (keys, self.features[1], self.hidden),
-            (keys, self.features[2], self.hidden),
+            (keys, self.features[1], self.kv_hidden),
+            (keys, self.features[2], self.kv_hidden),
             (queries, self.hidden, self.out_features),
         ]
     }
@@ -359,7 +406,7 @@ impl Plan {
             .map_or(0, |shape| backend.attend_scratch(&shape));
         let (q, k) = (
             queries.saturating_mul(self.hidden),
-            kept.saturating_mul(self.hidden),
+            kept.saturating_mul(self.kv_hidden),
         );
         ScratchSizes {
             q,
@@ -376,7 +423,7 @@ impl Plan {
     }
 
     pub(crate) fn attention_shape(&self, queries: usize, keys: usize) -> Result<AttentionShape> {
-        let (query, key) = (self.heads(queries)?, self.heads(keys)?);
+        let (query, key) = (self.heads(queries)?, self.kv_heads(keys)?);
         AttentionShape::of(&query, &key, &key)
     }
 }

@@ -76,7 +76,7 @@ impl Parts {
                 self.one_by_one = true;
                 continue;
             }
-            cache.check_query(projected.query.shape(), count)?;
+            pass.check_query(&projected, cache, count)?;
             let (output, overwritten) = pass.step(&part, &projected, cache, count)?;
             self.overwritten.push(overwritten);
             self.outputs.push(output.out);

@@ -15,12 +15,12 @@ use attn_core::{Element, Storage};
 /// made again.
 #[attn_macros::dtype_variants(f32, f64, f16, bf16, derive(Debug))]
 pub struct ResidualBuffers<'r, S: Storage, T: Element> {
-    /// Queries as the attention core reads them, `[batch..., query_length, heads, head_dim]`. What they were before a layer norm is
+    /// Queries as the attention core reads them, `[batch..., query_length, num_heads, head_dim]`. What they were before a layer norm is
     /// projected again.
     pub q: &'r mut S::Buf<T>,
-    /// Keys, likewise.
+    /// Keys, likewise, `[batch..., key_length, num_kv_heads, head_dim]`.
     pub k: &'r mut S::Buf<T>,
-    /// Values.
+    /// Values, of the keys' shape.
     pub v: &'r mut S::Buf<T>,
     /// Output of the attention core.
     pub context: &'r mut S::Buf<T>,

@@ -49,6 +49,8 @@ pub(crate) const EPSILON: f64 = 1e-6;
 pub struct MultiHeadDotProductAttentionOf<T> {
     /// Number of heads.
     pub num_heads: usize,
+    /// Number of heads of keys and values, each of which serves `num_heads / num_kv_heads` heads of queries; `None` is `num_heads`.
+    pub num_kv_heads: Option<usize>,
     /// Total width of query, key and value; `None` or 0 is the width of `inputs_q`.
     pub qkv_features: Option<usize>,
     /// Width of the output; `None` or 0 is the width of `inputs_q`.
@@ -72,6 +74,7 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     pub const fn new(num_heads: usize) -> Self {
         Self {
             num_heads,
+            num_kv_heads: None,
             qkv_features: None,
             out_features: None,
             use_bias: true,
@@ -86,11 +89,13 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoHeads`], [`Error::HeadsDoNotDivide`], [`Error::Rank`], [`Error::Mismatch`], [`Error::TooLarge`].
+    /// [`Error::NoHeads`], [`Error::HeadsDoNotDivide`], [`Error::KvHeadsDoNotDivide`], [`Error::Rank`], [`Error::Mismatch`],
+    /// [`Error::TooLarge`].
     #[dispatch]
     pub fn plan(&self, inputs_q: &Dims, inputs_k: &Dims, inputs_v: &Dims) -> Result<Plan> {
         Plan::new(
             self.num_heads,
+            self.num_kv_heads,
             self.qkv_features,
             self.out_features,
             [inputs_q, inputs_k, inputs_v],
@@ -186,8 +191,8 @@ impl<T: Element> MultiHeadDotProductAttentionOf<T> {
         let [q, k, v] = plan.features;
         let calls = [
             pass.projection(&params.query, inputs.q, q, plan.hidden)?,
-            pass.projection(&params.key, inputs.k, k, plan.hidden)?,
-            pass.projection(&params.value, inputs.v, v, plan.hidden)?,
+            pass.projection(&params.key, inputs.k, k, plan.kv_hidden)?,
+            pass.projection(&params.value, inputs.v, v, plan.kv_hidden)?,
         ];
         pass.backend
             .project_each(&calls, &mut outs, scratch.tiles)?;

@@ -273,7 +273,7 @@ struct Input<'a, 'g, S: Storage, T: Element> {
     dense: &'a Dense<'a, S, T>,
     /// `[batch..., length, features]`.
     input: View<'a, S, T>,
-    /// Of what comes out, `[batch..., length, num_heads, head_dim]`.
+    /// Of what comes out, `[batch..., length, heads, head_dim]`.
     heads: Layout,
     /// How its gradient turns back.
     turn: Option<Turn<'a, S, T>>,

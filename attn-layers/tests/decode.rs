@@ -15,6 +15,7 @@ use support::{Numbers, Parameters, Sizes, assert_close, layer, plain};
 const SIZES: Sizes = Sizes {
     features: [6; 3],
     num_heads: 2,
+    num_kv_heads: 2,
     head_dim: 4,
     out_features: 5,
 };
@@ -30,12 +31,16 @@ struct World {
 
 impl World {
     fn new(dtype: DType, batch: &[usize], tokens: usize, max_length: usize) -> Self {
+        Self::of(SIZES, dtype, batch, [tokens, max_length])
+    }
+
+    fn of(sizes: Sizes, dtype: DType, batch: &[usize], [tokens, max_length]: [usize; 2]) -> Self {
         let mut numbers = Numbers(tokens as u64);
-        let mut layer = layer(&SIZES);
+        let mut layer = layer(&sizes);
         layer.decode = true;
         Self {
             layer,
-            params: Parameters::new(&mut numbers, &SIZES, dtype),
+            params: Parameters::new(&mut numbers, &sizes, dtype),
             tokens: numbers.tensor(dtype.scalar(), &[batch, &[tokens, 6]].concat(), 2.0),
             mask: None,
             max_length,
@@ -141,22 +146,29 @@ impl World {
     }
 }
 
+/// As many heads of queries as of keys, and three times as many, in every dtype.
+fn every_grouping() -> impl Iterator<Item = (Sizes, DType)> {
+    let of = |sizes: Sizes| DType::ALL.into_iter().map(move |dtype| (sizes, dtype));
+    [SIZES, SIZES.grouped(3)].into_iter().flat_map(of)
+}
+
 fn bits(tensor: &Tensor) -> Vec<u8> {
     tensor.view().bytes().to_vec()
 }
 
 #[test]
 fn many_tokens_at_once_give_the_bits_of_one_by_one() {
-    for dtype in DType::ALL {
+    for (sizes, dtype) in every_grouping() {
         for batch in [&[][..], &[3], &[2, 2]] {
             let rotary = Some(Rotary::new());
             for (normalize_qk, rotary) in
                 [(false, None), (true, None), (false, rotary), (true, rotary)]
             {
-                let mut world = World::new(dtype, batch, 9, 12);
+                let mut world = World::of(sizes, dtype, batch, [9, 12]);
                 world.layer.normalize_qk = normalize_qk;
                 world.layer.rotary = rotary;
-                let what = format!("{dtype} {batch:?} normalize_qk {normalize_qk} {rotary:?}");
+                let what =
+                    format!("{dtype} {sizes:?} {batch:?} normalize_qk {normalize_qk} {rotary:?}");
                 world.pieces_agree(&what, &[9]);
                 world.pieces_agree(&what, &[1, 3, 4, 1]);
                 let world = world.masked();
@@ -168,8 +180,8 @@ fn many_tokens_at_once_give_the_bits_of_one_by_one() {
 
 #[test]
 fn many_tokens_past_the_end_give_the_bits_of_one_by_one() {
-    for dtype in DType::ALL {
-        let world = World::new(dtype, &[2], 9, 4).masked();
+    for (sizes, dtype) in every_grouping() {
+        let world = World::of(sizes, dtype, &[2], [9, 4]).masked();
         world.pieces_agree(&format!("{dtype} past the end"), &[9]);
         world.pieces_agree(&format!("{dtype} past the end"), &[3, 3, 3]);
     }
@@ -177,8 +189,9 @@ fn many_tokens_past_the_end_give_the_bits_of_one_by_one() {
 
 #[test]
 fn long_prefill_gives_the_bits_of_one_by_one() {
-    for dtype in DType::ALL {
-        World::new(dtype, &[], 150, 160).pieces_agree(&format!("{dtype}"), &[150]);
+    for (sizes, dtype) in every_grouping() {
+        let what = format!("{dtype} {sizes:?}");
+        World::of(sizes, dtype, &[], [150, 160]).pieces_agree(&what, &[150]);
     }
 }
 

@@ -43,11 +43,17 @@ where
     Cpu: Kernels<T>,
 {
     fn new(lengths: &[usize], head_dim: usize, window: Option<usize>) -> Self {
+        Self::grouped(1, lengths, head_dim, window)
+    }
+
+    /// With `group` heads of queries for each of the cache's two.
+    fn grouped(group: usize, lengths: &[usize], head_dim: usize, window: Option<usize>) -> Self {
         let sizes = Sizes {
             head_dim,
             out_features: 5,
             ..Sizes::of(FEATURES, 2)
         };
+        let sizes = sizes.grouped(group);
         let mut numbers = Numbers(lengths.len() as u64);
         let params = Parameters::new(&mut numbers, &sizes, T::DTYPE);
         let mut token = || {
@@ -59,11 +65,12 @@ where
             .map(|&length| (0..length).map(|_| token()).collect());
         Self {
             layer: MultiHeadDotProductAttentionOf {
-                qkv_features: Some(2 * head_dim),
+                num_kv_heads: sizes.num_kv_heads(),
+                qkv_features: Some(sizes.num_heads * head_dim),
                 out_features: Some(5),
                 normalize_qk: true,
                 rotary: Some(Rotary::new()),
-                ..MultiHeadDotProductAttentionOf::new(2)
+                ..MultiHeadDotProductAttentionOf::new(sizes.num_heads)
             },
             sequences: sequences.collect(),
             scales: params.cast(<T::Acc as attn_layers::core::Scalar>::SCALAR),
@@ -167,9 +174,10 @@ where
         let x: Vec<T> = tokens.concat();
         let shape = Dims::new(&[tokens.len(), FEATURES]).expect("two axes");
         let plan = self.layer.plan(&shape, &shape, &shape).expect("a plan");
-        let width = self.layer.qkv_features.expect("given");
-        let mut cached = [0, 1].map(|_| vec![T::default(); tokens.len() * width]);
-        let cached_shape = [tokens.len(), 2, width / 2];
+        let heads = self.params.get("key/bias").shape();
+        let cached_shape = [tokens.len(), heads[0], heads[1]];
+        let elements = cached_shape.iter().product::<usize>();
+        let mut cached = [0, 1].map(|_| vec![T::default(); elements]);
         let [key, value] = &mut cached;
         let mut cache = DecodeCache {
             cached_key: HostViewMut::new(key, &cached_shape).expect("its shape"),
@@ -266,16 +274,17 @@ fn cuts_agree<T: Element, B: Kernels<T, Storage = Host, Error = Error>>(
     backend: &B,
     layout: KvLayout,
     format: KvFormat,
+    group: usize,
     lengths: &[usize],
     sizes: &[usize],
 ) where
     Cpu: Kernels<T>,
 {
     let head_dim = if format == KvFormat::Q8_0 { 32 } else { 4 };
-    let world = World::<T>::new(lengths, head_dim, None);
+    let world = World::<T>::grouped(group, lengths, head_dim, None);
     let plan = KvCachePlan::new(layout, lengths.len(), 2, head_dim).with_formats(format, format);
     let wanted = world.run(backend, plan, &one_by_one(lengths));
-    let what = format!("{} {layout:?} {format:?}", T::DTYPE);
+    let what = format!("{} {layout:?} {format:?} {group}", T::DTYPE);
     let at_once = world.run(backend, plan, &[lengths.to_vec()]);
     assert!(same_bits(&at_once, &wanted), "{what}, at once");
     let pieces = world.run(backend, plan, &cut(lengths, sizes));
@@ -287,7 +296,7 @@ fn cuts_agree<T: Element, B: Kernels<T, Storage = Host, Error = Error>>(
         };
         let world = World {
             sequences: vec![world.sequences[sequence].clone()],
-            ..World::<T>::new(lengths, head_dim, None)
+            ..World::<T>::grouped(group, lengths, head_dim, None)
         };
         let got = world.run(backend, alone, &[vec![length]]);
         assert!(
@@ -306,12 +315,13 @@ proptest! {
         sizes in vec(0..6usize, 1..7),
         layout in select(layouts(3)),
         format in select(vec![KvFormat::Plain, KvFormat::Int8, KvFormat::Q8_0]),
+        group in 1..4usize,
     ) {
         let backend = Gathered::new();
-        cuts_agree::<f32, _>(&backend, layout, format, &lengths, &sizes);
-        cuts_agree::<f64, _>(&backend, layout, format, &lengths, &sizes);
-        cuts_agree::<f16, _>(&backend, layout, format, &lengths, &sizes);
-        cuts_agree::<bf16, _>(&backend, layout, format, &lengths, &sizes);
+        cuts_agree::<f32, _>(&backend, layout, format, group, &lengths, &sizes);
+        cuts_agree::<f64, _>(&backend, layout, format, group, &lengths, &sizes);
+        cuts_agree::<f16, _>(&backend, layout, format, group, &lengths, &sizes);
+        cuts_agree::<bf16, _>(&backend, layout, format, group, &lengths, &sizes);
     }
 }
 
@@ -321,15 +331,17 @@ where
 {
     let lengths = [7, 0, MOST];
     for layout in layouts(3) {
-        for own in [None, Some(1), Some(2), Some(5)] {
-            let mut world = World::<T>::new(&lengths, 4, own);
+        let windows = [None, Some(1), Some(2), Some(5)];
+        for (own, group) in windows.into_iter().flat_map(|own| [(own, 1), (own, 3)]) {
+            let mut world = World::<T>::grouped(group, &lengths, 4, own);
             let plan = KvCachePlan::new(layout, 3, 2, 4);
             let got = world.run(&Gathered::new(), plan, &[lengths.to_vec()]);
             if let KvLayout::Ring { window, .. } = layout {
                 world.window = Some(own.map_or(window, |own| own.min(window)));
             }
             let wanted: Vec<_> = (0..3).map(|sequence| world.decoded(sequence)).collect();
-            assert!(same_bits(&got, &wanted), "{} {layout:?} {own:?}", T::DTYPE);
+            let what = format!("{} {layout:?} {own:?} {group}", T::DTYPE);
+            assert!(same_bits(&got, &wanted), "{what}");
         }
     }
 }

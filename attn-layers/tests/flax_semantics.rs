@@ -16,6 +16,7 @@ use support::{Numbers, Parameters, Sizes, assert_close, layer, plain};
 const CROSS: Sizes = Sizes {
     features: [7, 5, 6],
     num_heads: 3,
+    num_kv_heads: 3,
     head_dim: 4,
     out_features: 9,
 };
@@ -192,6 +193,7 @@ fn features_of_zero_work() {
     let sizes = Sizes {
         features: [0; 3],
         num_heads: 2,
+        num_kv_heads: 2,
         head_dim: 0,
         out_features: 3,
     };
@@ -287,6 +289,7 @@ fn extra_parameters_are_ignored_and_flat_heads_can_be_split() {
         })
     ));
     let split = SplitHeads {
+        num_kv_heads: None,
         params: &source,
         num_heads: CROSS.num_heads,
     };

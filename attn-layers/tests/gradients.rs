@@ -45,7 +45,8 @@ fn case() -> impl Strategy<Value = Case> {
         Form::KeysAndValues,
         Form::KeyValue,
     ];
-    let sizes = ([1..5usize, 1..5, 1..5], 1..4usize, 1..5usize, 1..5usize);
+    let heads = (1..4usize, 1..4usize);
+    let sizes = ([1..5usize, 1..5, 1..5], heads, 1..5usize, 1..5usize);
     let flags = any::<[bool; 4]>();
     let batches = vec![vec![], vec![1], vec![2], vec![2, 2]];
     (
@@ -58,7 +59,7 @@ fn case() -> impl Strategy<Value = Case> {
         select(vec![0.0, 0.3]),
     )
         .prop_map(|(seed, form, batch, lengths, sizes, flags, rate)| {
-            let (mut features, num_heads, head_dim, out_features) = sizes;
+            let (mut features, (num_kv_heads, group), head_dim, out_features) = sizes;
             let mut lengths = lengths;
             match form {
                 Form::OneInput => {
@@ -70,7 +71,8 @@ fn case() -> impl Strategy<Value = Case> {
             }
             let sizes = Sizes {
                 features,
-                num_heads,
+                num_heads: num_kv_heads * group,
+                num_kv_heads,
                 head_dim,
                 out_features,
             };
@@ -94,6 +96,7 @@ fn case() -> impl Strategy<Value = Case> {
 fn layer_of<'h>(case: &Case) -> MultiHeadDotProductAttention<'h> {
     let sizes = &case.sizes;
     MultiHeadDotProductAttention {
+        num_kv_heads: sizes.num_kv_heads(),
         qkv_features: Some(sizes.num_heads * sizes.head_dim),
         out_features: Some(sizes.out_features),
         use_bias: case.use_bias,
@@ -554,6 +557,7 @@ fn example() -> Case {
         sizes: Sizes {
             features: [5, 4, 3],
             num_heads: 2,
+            num_kv_heads: 2,
             head_dim: 3,
             out_features: 4,
         },

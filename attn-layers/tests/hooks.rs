@@ -17,6 +17,7 @@ use support::{Numbers, Parameters, Sizes, assert_close, plain};
 const SIZES: Sizes = Sizes {
     features: [6; 3],
     num_heads: 2,
+    num_kv_heads: 2,
     head_dim: 3,
     out_features: 6,
 };

@@ -17,6 +17,7 @@ use support::{Numbers, Parameters, Sizes, plain};
 const CROSS: Sizes = Sizes {
     features: [37, 21, 29],
     num_heads: 3,
+    num_kv_heads: 3,
     head_dim: 13,
     out_features: 41,
 };
@@ -65,6 +66,7 @@ impl<T: Element> World<T> {
         .map(|(&length, features)| numbers.tensor(T::SCALAR, &[2, length, features], 2.0))
         .collect();
         let layer = MultiHeadDotProductAttentionOf {
+            num_kv_heads: sizes.num_kv_heads(),
             qkv_features: Some(sizes.num_heads * sizes.head_dim),
             out_features: Some(sizes.out_features),
             ..MultiHeadDotProductAttentionOf::new(sizes.num_heads)
@@ -133,7 +135,7 @@ impl<T: Element> World<T> {
         const SLOTS: usize = 9;
         let x: HostView<'_, T> = view(&self.inputs[0]);
         let (features, strides) = (x.shape()[2], x.layout().strides());
-        let cached = [2, SLOTS, self.sizes.num_heads, self.sizes.head_dim];
+        let cached = [2, SLOTS, self.sizes.num_kv_heads, self.sizes.head_dim];
         let mut cached_key = Tensor::zeros(T::SCALAR, &cached)?;
         let mut cached_value = cached_key.clone();
         let (mut outputs, mut first) = (Vec::new(), 0);
@@ -182,7 +184,12 @@ fn worlds<T: Element>(lengths: [usize; 2]) -> Vec<World<T>> {
     let mut worlds = Vec::new();
     for use_bias in [true, false] {
         for normalize_qk in [true, false] {
-            for (sizes, lengths) in [(CROSS, &lengths[..]), (SELF, &lengths[..1])] {
+            let forms = [
+                (CROSS, &lengths[..]),
+                (SELF, &lengths[..1]),
+                (SELF.grouped(2), &lengths[..1]),
+            ];
+            for (sizes, lengths) in forms {
                 let mut world = World::new(sizes, lengths);
                 (world.layer.use_bias, world.layer.normalize_qk) = (use_bias, normalize_qk);
                 worlds.push(world);

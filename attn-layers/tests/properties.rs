@@ -66,13 +66,17 @@ struct Fitting {
 }
 
 fn fitting() -> impl Strategy<Value = Fitting> {
-    let sizes = ([0..5usize, 0..5, 0..5], 1..4usize, 0..5usize, 0..5usize);
-    let sizes = sizes.prop_map(|(features, num_heads, head_dim, out_features)| Sizes {
-        features,
-        num_heads,
-        head_dim,
-        out_features,
-    });
+    let heads = (1..4usize, 1..4usize);
+    let sizes = ([0..5usize, 0..5, 0..5], heads, 0..5usize, 0..5usize);
+    let sizes = sizes.prop_map(
+        |(features, (num_kv_heads, group), head_dim, out_features)| Sizes {
+            features,
+            num_heads: num_kv_heads * group,
+            num_kv_heads,
+            head_dim,
+            out_features,
+        },
+    );
     (
         any::<u64>(),
         shape(0..3),
@@ -248,6 +252,7 @@ proptest! {
     fn a_call_that_does_not_fit_is_an_error_not_a_panic(
         case in fitting(),
         num_heads in 0..4usize,
+        num_kv_heads in option::of(0..4usize),
         widths in [option::of(0..7usize), option::of(0..7usize)],
         inputs in [option::of(shape(0..5)), option::of(shape(0..5)), option::of(shape(0..5))],
         replaced in option::of((0..10usize, shape(0..4))),
@@ -257,7 +262,7 @@ proptest! {
         cache in option::of((shape(0..6), shape(0..6), any::<i32>(), scalar())),
     ) {
         let mut layer = case.layer();
-        layer.num_heads = num_heads;
+        (layer.num_heads, layer.num_kv_heads) = (num_heads, num_kv_heads);
         [layer.qkv_features, layer.out_features] = widths;
         (layer.dtype, layer.decode) = (dtype, decode);
         let mut params = case.params();

@@ -18,6 +18,7 @@ use support::{Numbers, Parameters, Sizes, layer, plain};
 const CROSS: Sizes = Sizes {
     features: [7, 5, 6],
     num_heads: 3,
+    num_kv_heads: 3,
     head_dim: 4,
     out_features: 9,
 };
@@ -60,6 +61,7 @@ impl<T: Element> World<T> {
             numbers.tensor(T::SCALAR, &shape, 2.0)
         });
         let layer = MultiHeadDotProductAttentionOf {
+            num_kv_heads: sizes.num_kv_heads(),
             qkv_features: Some(sizes.num_heads * sizes.head_dim),
             out_features: Some(sizes.out_features),
             normalize_qk: true,
@@ -110,7 +112,7 @@ impl<T: Element> World<T> {
     }
 }
 
-fn agrees_with_flax<T: Element>()
+fn agrees_with_flax<T: Element>(sizes: Sizes)
 where
     Cpu: attn_layers::core::Kernels<T>,
     attn_layers::core::conformance::Reference: attn_layers::core::Kernels<T>,
@@ -125,12 +127,12 @@ where
         (&[2, 3], None),
         (&[2, 3], turning),
     ] {
-        let mut world = World::<T>::new(CROSS, batch, [4, 5]);
+        let mut world = World::<T>::new(sizes, batch, [4, 5]);
         world.layer.rotary = rotary;
         let mask = Numbers(9).tensor(ScalarType::Bool, &[4, 5], 1.0);
         let bytes: Vec<u8> = mask.view().bytes().to_vec();
         let mask_view = HostView::new(&bytes, &[4, 5]).unwrap();
-        let mut flax = layer(&CROSS);
+        let mut flax = layer(&sizes);
         flax.normalize_qk = true;
         flax.rotary = rotary;
         flax.dtype = Some(T::SCALAR);
@@ -163,10 +165,12 @@ where
 
 #[test]
 fn the_typed_layer_gives_the_bits_of_flaxs_layer() {
-    agrees_with_flax::<f32>();
-    agrees_with_flax::<f64>();
-    agrees_with_flax::<f16>();
-    agrees_with_flax::<bf16>();
+    for sizes in [CROSS, CROSS.grouped(2)] {
+        agrees_with_flax::<f32>(sizes);
+        agrees_with_flax::<f64>(sizes);
+        agrees_with_flax::<f16>(sizes);
+        agrees_with_flax::<bf16>(sizes);
+    }
 }
 
 #[test]
@@ -309,7 +313,7 @@ where
     let axis = tokens.shape().rank() - 2;
     let with_length =
         |length: usize, tail: &[usize]| [&tokens.shape()[..axis], &[length], tail].concat();
-    let heads = world.params.get("query/bias").shape();
+    let heads = world.params.get("key/bias").shape();
     let cache_shape = with_length(max_length, heads);
     let mut decoded = Decoded {
         key: Tensor::zeros(T::SCALAR, &cache_shape)?,
@@ -368,11 +372,12 @@ fn decoding_agrees<T: Element>(batch: &[usize], tokens: usize, max_length: usize
 where
     Cpu: attn_layers::core::Kernels<T>,
 {
-    let sizes = Sizes::of(8, 2);
-    let mut world = World::<T>::new(sizes, batch, [tokens, tokens]);
-    decoding_of_world_agrees(&world, batch, tokens, max_length);
-    world.layer.rotary = Some(Rotary::new());
-    decoding_of_world_agrees(&world, batch, tokens, max_length);
+    for sizes in [Sizes::of(8, 2), Sizes::of(8, 2).grouped(3)] {
+        let mut world = World::<T>::new(sizes, batch, [tokens, tokens]);
+        decoding_of_world_agrees(&world, batch, tokens, max_length);
+        world.layer.rotary = Some(Rotary::new());
+        decoding_of_world_agrees(&world, batch, tokens, max_length);
+    }
 }
 
 fn decoding_of_world_agrees<T: Element>(
@@ -422,6 +427,9 @@ fn flax_prefills_alike<T: Element>(
     Cpu: attn_layers::core::Kernels<T>,
 {
     let mut flax = layer(&Sizes::of(8, 2));
+    flax.num_heads = world.layer.num_heads;
+    flax.num_kv_heads = world.layer.num_kv_heads;
+    flax.qkv_features = world.layer.qkv_features;
     (flax.normalize_qk, flax.decode, flax.dtype) = (true, true, Some(T::SCALAR));
     flax.rotary = world.layer.rotary;
     let mut cache = AnyCache {

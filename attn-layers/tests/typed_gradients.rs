@@ -48,6 +48,7 @@ static ALLOCATOR: Counting = Counting;
 const CROSS: Sizes = Sizes {
     features: [7, 5, 6],
     num_heads: 3,
+    num_kv_heads: 3,
     head_dim: 4,
     out_features: 9,
 };
@@ -82,8 +83,11 @@ fn view_mut<T: Scalar>(tensor: &mut Tensor) -> HostViewMut<'_, T> {
 
 impl<T: Element> World<T> {
     fn new(form: Form, normalize_qk: bool) -> Self {
+        Self::of(CROSS, form, normalize_qk)
+    }
+
+    fn of(mut sizes: Sizes, form: Form, normalize_qk: bool) -> Self {
         let mut numbers = Numbers(21);
-        let mut sizes = CROSS;
         let lengths = match form {
             Form::SelfAttention => {
                 sizes.features = [7; 3];
@@ -107,6 +111,7 @@ impl<T: Element> World<T> {
             Form::Separate => {}
         }
         let layer = MultiHeadDotProductAttentionOf {
+            num_kv_heads: sizes.num_kv_heads(),
             qkv_features: Some(sizes.num_heads * sizes.head_dim),
             out_features: Some(sizes.out_features),
             normalize_qk,
@@ -155,6 +160,7 @@ impl<T: Element> World<T> {
     /// Flax's layer on the same arrays.
     fn wanted<B: HostKernels>(&self, backend: &B) -> (Tensor, Gradients) {
         let flax = MultiHeadDotProductAttention {
+            num_kv_heads: self.layer.num_kv_heads,
             qkv_features: self.layer.qkv_features,
             out_features: self.layer.out_features,
             use_bias: self.layer.use_bias,
@@ -253,15 +259,17 @@ impl Buffers {
 }
 
 fn agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, form: Form, normalize_qk: bool) {
-    let mut world = World::<T>::new(form, normalize_qk);
-    world_agrees(backend, &world);
-    world.layer.rotary = Some(Rotary {
-        pairing: Pairing::Interleaved,
-        rotary_dim: Some(2),
-        scaling: RotaryScaling::yarn(2.0, 16),
-        ..Rotary::new()
-    });
-    world_agrees(backend, &world);
+    for sizes in [CROSS, CROSS.grouped(2)] {
+        let mut world = World::<T>::of(sizes, form, normalize_qk);
+        world_agrees(backend, &world);
+        world.layer.rotary = Some(Rotary {
+            pairing: Pairing::Interleaved,
+            rotary_dim: Some(2),
+            scaling: RotaryScaling::yarn(2.0, 16),
+            ..Rotary::new()
+        });
+        world_agrees(backend, &world);
+    }
 }
 
 fn world_agrees<T: Element, B: HostKernels + Kernels<T>>(backend: &B, world: &World<T>) {

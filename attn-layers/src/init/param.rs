@@ -6,23 +6,23 @@ use attn_core::{Dims, Result};
 /// A parameter of the layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Param {
-    /// `query/kernel`, `[features, heads, head_dim]`.
+    /// `query/kernel`, `[features, num_heads, head_dim]`.
     QueryKernel,
-    /// `query/bias`, `[heads, head_dim]`.
+    /// `query/bias`, `[num_heads, head_dim]`.
     QueryBias,
-    /// `key/kernel`, `[features, heads, head_dim]`.
+    /// `key/kernel`, `[features, num_kv_heads, head_dim]`.
     KeyKernel,
-    /// `key/bias`, `[heads, head_dim]`.
+    /// `key/bias`, `[num_kv_heads, head_dim]`.
     KeyBias,
-    /// `value/kernel`, `[features, heads, head_dim]`.
+    /// `value/kernel`, `[features, num_kv_heads, head_dim]`.
     ValueKernel,
-    /// `value/bias`, `[heads, head_dim]`.
+    /// `value/bias`, `[num_kv_heads, head_dim]`.
     ValueBias,
     /// `query_ln/scale`, `[head_dim]`.
     QueryScale,
     /// `key_ln/scale`, `[head_dim]`.
     KeyScale,
-    /// `out/kernel`, `[heads, head_dim, features]`.
+    /// `out/kernel`, `[num_heads, head_dim, features]`.
     OutKernel,
     /// `out/bias`, `[features]`.
     OutBias,
@@ -97,12 +97,13 @@ impl Param {
     ///
     /// [`Error::TooLarge`](crate::Error::TooLarge).
     pub fn shape(self, sizes: &ParamSizes) -> Result<Dims> {
-        let [heads, head_dim] = [sizes.num_heads, sizes.head_dim];
+        let [heads, kv_heads, head_dim] = [sizes.num_heads, sizes.num_kv_heads, sizes.head_dim];
         match self {
             Self::QueryKernel => Dims::new(&[sizes.features[0], heads, head_dim]),
-            Self::KeyKernel => Dims::new(&[sizes.features[1], heads, head_dim]),
-            Self::ValueKernel => Dims::new(&[sizes.features[2], heads, head_dim]),
-            Self::QueryBias | Self::KeyBias | Self::ValueBias => Dims::new(&[heads, head_dim]),
+            Self::KeyKernel => Dims::new(&[sizes.features[1], kv_heads, head_dim]),
+            Self::ValueKernel => Dims::new(&[sizes.features[2], kv_heads, head_dim]),
+            Self::QueryBias => Dims::new(&[heads, head_dim]),
+            Self::KeyBias | Self::ValueBias => Dims::new(&[kv_heads, head_dim]),
             Self::QueryScale | Self::KeyScale => Dims::new(&[head_dim]),
             Self::OutKernel => Dims::new(&[heads, head_dim, sizes.out_features]),
             Self::OutBias => Dims::new(&[sizes.out_features]),
@@ -114,10 +115,10 @@ impl Param {
         let shape = self.shape(sizes)?;
         let elements = shape.elements()?;
         match self {
-            // `num_heads * head_dim` was a number before it was split.
-            Self::OutKernel => Dims::new(&[sizes.num_heads * sizes.head_dim, sizes.out_features]),
+            // The products of heads and head_dim were numbers before they were split.
+            Self::OutKernel => Dims::new(&[shape[0] * shape[1], shape[2]]),
             Self::QueryKernel | Self::KeyKernel | Self::ValueKernel => {
-                Dims::new(&[shape[0], sizes.num_heads * sizes.head_dim])
+                Dims::new(&[shape[0], shape[1] * shape[2]])
             }
             _ => Dims::new(&[elements]),
         }
@@ -130,6 +131,7 @@ pub struct ParamSizes {
     /// Features of the inputs to query, key and value.
     pub(crate) features: [usize; 3],
     pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) out_features: usize,
 }
@@ -141,6 +143,7 @@ impl Plan {
         ParamSizes {
             features: self.features,
             num_heads: self.num_heads,
+            num_kv_heads: self.num_kv_heads,
             head_dim: self.head_dim,
             out_features: self.out_features,
         }

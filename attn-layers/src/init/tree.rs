@@ -1,7 +1,7 @@
 //! The whole tree of initial parameters (`module.init`).
 
 use super::{Init, Param, ParamSizes};
-use crate::einsum::{check_pair, check_precision};
+use crate::einsum::{check_heads, check_pair, check_precision};
 use crate::forward::roles;
 use crate::layer::MultiHeadDotProductAttention;
 use crate::params::ParamSource;
@@ -147,7 +147,8 @@ impl<'h> MultiHeadDotProductAttention<'h> {
         let [query, key, value] = shapes;
         let widths = self.widths(query)?;
         Ok(ParamSizes {
-            num_heads: self.num_heads,
+            num_heads: widths.num_heads,
+            num_kv_heads: widths.num_kv_heads,
             head_dim: widths.head_dim,
             out_features: widths.out_features,
             features: [
@@ -218,13 +219,18 @@ impl<'h> MultiHeadDotProductAttention<'h> {
             self.attn_weights_value_einsum_cls,
         )?;
         check_precision(self.precision, self.qk_attn_weights_einsum_cls)?;
-        let heads = |shape: &Dims| {
+        let split = |shape: &Dims, heads| {
             let rows = shape.split_last().map_or(&[][..], |(_, rows)| rows);
-            Dims::new(rows)?.concat(&[sizes.num_heads, sizes.head_dim])
+            Dims::new(rows)?.concat(&[heads, sizes.head_dim])
         };
         let [query, key, value] = shapes;
-        AttentionShape::of(&heads(query)?, &heads(key)?, &heads(value)?)?;
-        Ok(())
+        let query = split(query, sizes.num_heads)?;
+        let [key, value] = [key, value].map(|shape| split(shape, sizes.num_kv_heads));
+        let shape = AttentionShape::of(&query, &key?, &value?)?;
+        match self.qk_attn_weights_einsum_cls {
+            Some(_) => check_heads(&shape),
+            None => Ok(()),
+        }
     }
 }
 

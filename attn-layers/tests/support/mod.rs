@@ -47,6 +47,7 @@ pub(crate) struct Sizes {
     /// Features of the inputs to query, key and value.
     pub(crate) features: [usize; 3],
     pub(crate) num_heads: usize,
+    pub(crate) num_kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) out_features: usize,
 }
@@ -57,9 +58,23 @@ impl Sizes {
         Self {
             features: [features; 3],
             num_heads,
+            num_kv_heads: num_heads,
             head_dim: features / num_heads,
             out_features: features,
         }
+    }
+
+    /// With `group` heads of queries for each head of keys and values.
+    pub(crate) fn grouped(self, group: usize) -> Self {
+        Self {
+            num_heads: self.num_kv_heads * group,
+            ..self
+        }
+    }
+
+    /// The layer's field.
+    pub(crate) fn num_kv_heads(&self) -> Option<usize> {
+        Some(self.num_kv_heads).filter(|&heads| heads != self.num_heads)
     }
 }
 
@@ -82,12 +97,12 @@ impl Parameters {
         let (heads, depth) = (sizes.num_heads, sizes.head_dim);
         let mut entries = Vec::new();
         let scopes = [
-            ("query/kernel", "query/bias"),
-            ("key/kernel", "key/bias"),
-            ("value/kernel", "value/bias"),
+            ("query/kernel", "query/bias", heads),
+            ("key/kernel", "key/bias", sizes.num_kv_heads),
+            ("value/kernel", "value/bias", sizes.num_kv_heads),
         ];
         let spread = |fan_in: usize| 1.7 / (fan_in.max(1) as f64).sqrt();
-        for ((kernel, bias), features) in scopes.into_iter().zip(sizes.features) {
+        for ((kernel, bias, heads), features) in scopes.into_iter().zip(sizes.features) {
             let shape = [features, heads, depth];
             entries.push((
                 kernel,
@@ -194,6 +209,7 @@ pub(crate) fn assert_close(what: &str, got: &Tensor, plain: &Tensor, truth: &[Tw
 /// A layer for these sizes.
 pub(crate) fn layer(sizes: &Sizes) -> MultiHeadDotProductAttention<'static> {
     MultiHeadDotProductAttention {
+        num_kv_heads: sizes.num_kv_heads(),
         qkv_features: Some(sizes.num_heads * sizes.head_dim),
         out_features: Some(sizes.out_features),
         ..MultiHeadDotProductAttention::new(sizes.num_heads)
