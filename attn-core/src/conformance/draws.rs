@@ -11,8 +11,11 @@ pub(super) const ROWS: usize = 64;
 pub(super) const GRADIENT_ROWS: usize = 4 * ROWS;
 /// Multiply-adds after which a case is not drawn again.
 const WORK: usize = 1 << 21;
-/// Where errors miss what is allowed by less than a factor of two, plain arithmetic's is looked for in so many times as many draws: its
-/// largest is a matter of luck, and where it was small by luck, a backend that is as exact misses twice of it.
+/// A near miss is one by less than this factor. Then plain arithmetic's error is looked for in [`MORE`] times as many draws: its largest is a
+/// matter of luck, and where it was small by luck, a backend that is as exact misses twice of it. A sum over many rows has few values
+/// a draw, so luck may be large.
+pub(super) const NEAR: f64 = 8.0;
+/// How many times as many draws.
 pub(super) const MORE: usize = 16;
 /// Draws at least: where every query is fully masked all rows of a draw are the same.
 const LEAST: usize = 8;

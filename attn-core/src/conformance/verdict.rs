@@ -1,5 +1,6 @@
 //! The rule: how far an output may be off.
 
+use super::draws;
 use crate::dtype::{DType, Element};
 use alloc::format;
 use alloc::string::String;
@@ -173,9 +174,9 @@ impl Comparison {
         Ok(if worst > 0.0 { worst / allowed } else { 0.0 })
     }
 
-    /// Whether all errors are within twice of what is allowed.
+    /// Whether all errors are within a few times of what is allowed.
     pub(super) fn is_near<T: Element>(&self) -> bool {
-        let allowed = 2.0 * self.allowed::<T>();
+        let allowed = draws::NEAR * self.allowed::<T>();
         let mut errors = (self.entries.iter()).map(|&(_, got, truth)| error_of(got, truth));
         self.exact.iter().all(|(_, got, wanted)| got == wanted)
             && errors.all(|error| error <= allowed)
