@@ -34,7 +34,7 @@ use options::{Chosen, Options};
 use session::Session;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 fn main() -> ExitCode {
     match run() {
@@ -64,9 +64,9 @@ fn run_on<B: HostKernels>(backend: &B, options: &Options) -> Result<()> {
         return check(backend, &files, &options.caches());
     }
     match options.cache().format {
-        Format::F16 => write::<f16, B>(backend, &files, options),
-        Format::BF16 => write::<bf16, B>(backend, &files, options),
-        Format::F32 | Format::Int8 | Format::Q8_0 => write::<f32, B>(backend, &files, options),
+        Format::F16 => generate::<f16, B>(backend, &files, options),
+        Format::BF16 => generate::<bf16, B>(backend, &files, options),
+        Format::F32 | Format::Int8 | Format::Q8_0 => generate::<f32, B>(backend, &files, options),
     }
 }
 
@@ -91,8 +91,8 @@ fn check<B: HostKernels>(backend: &B, files: &Files, caches: &[Cache]) -> Result
     Ok(())
 }
 
-/// Writes continuations of the prompt.
-fn write<T: Element, B: HostKernels + Kernels<T>>(
+/// Writes continuations of the prompt, then how long that took and what the caches hold.
+fn generate<T: Element, B: HostKernels + Kernels<T>>(
     backend: &B,
     files: &Files,
     options: &Options,
@@ -100,43 +100,54 @@ fn write<T: Element, B: HostKernels + Kernels<T>>(
     let model = files.decoder::<T, B>(backend)?;
     let prompt = model.description.ids(&options.prompt)?;
     let (longest, cache) = (prompt.len().saturating_add(options.tokens), options.cache());
-    let several = options.samples > 1;
     let room = Room {
         longest,
-        sequences: 1 + usize::from(several),
+        sequences: 1 + usize::from(options.is_forked()),
     };
     let plan = cache.plan(&model.description, room);
     let mut session = Session::new(backend, &model, plan, longest)?;
+    let mut out = std::io::stdout().lock();
 
     let start = Instant::now();
-    let first = session.add()?;
-    let logits = session.feed(first, &prompt)?;
-    let reading = start.elapsed();
+    let sequence = session.add()?;
+    let logits = session.feed(sequence, &prompt)?;
+    let reading = start.elapsed().as_secs_f64();
 
+    let start = Instant::now();
     let last = &logits[logits.len() - model.description.characters.len()..];
-    let mut writing = Duration::ZERO;
-    for sample in 0..options.samples {
-        if several {
-            println!("--- {} of {}", sample + 1, options.samples);
-        }
-        let sequence = if several { session.fork(first)? } else { first };
-        let start = Instant::now();
-        stream(&mut session, options, sequence, sample, last)?;
-        writing += start.elapsed();
-        if several {
-            session.remove(sequence)?;
-        }
-    }
+    stream_all(&mut session, options, sequence, last, &mut out)?;
+    let writing = start.elapsed().as_secs_f64();
 
     let written = options.tokens as f64 * f64::from(options.samples);
-    println!(
+    writeln!(
+        out,
         "\n{} characters read at {:.0} a second, {written} written at {:.0} a second; {cache} holds {:.1} KiB, {} bytes a character",
         prompt.len(),
-        prompt.len() as f64 / reading.as_secs_f64(),
-        written / writing.as_secs_f64(),
+        prompt.len() as f64 / reading,
+        written / writing,
         session.bytes() as f64 / 1024.0,
-        plan.bytes_per_token::<T>()? * files.description.layers,
-    );
+        plan.bytes_per_token::<T>()? * model.blocks.len(),
+    )?;
+    Ok(())
+}
+
+/// Writes every continuation of a prompt, whose last character has these logits: several in forks of its sequence.
+fn stream_all<T: Element, B: HostKernels + Kernels<T>>(
+    session: &mut Session<'_, B, T>,
+    options: &Options,
+    prompt: usize,
+    logits: &[f32],
+    out: &mut impl Write,
+) -> Result<()> {
+    if !options.is_forked() {
+        return stream(session, options, prompt, 0, logits, out);
+    }
+    for sample in 0..options.samples {
+        writeln!(out, "--- {} of {}", sample + 1, options.samples)?;
+        let fork = session.fork(prompt)?;
+        stream(session, options, fork, sample, logits, out)?;
+        session.remove(fork)?;
+    }
     Ok(())
 }
 
@@ -147,8 +158,8 @@ fn stream<T: Element, B: HostKernels + Kernels<T>>(
     sequence: usize,
     sample: u32,
     logits: &[f32],
+    out: &mut impl Write,
 ) -> Result<()> {
-    let mut out = std::io::stdout().lock();
     write!(out, "{}", options.prompt)?;
     let mut logits = logits.to_vec();
     for token in 0..options.tokens {

@@ -94,6 +94,11 @@ impl Options {
         Ok(())
     }
 
+    /// Whether continuations are forks of the prompt.
+    pub(crate) const fn is_forked(&self) -> bool {
+        self.samples > 1
+    }
+
     /// The cache to write with.
     pub(crate) fn cache(&self) -> Cache {
         self.cache.unwrap_or(Cache {
