@@ -122,8 +122,9 @@ fn follow_in<T: Element, B: HostKernels + Kernels<T>>(
 ) -> Result<Followed> {
     let model = files.decoder::<T, B>(backend)?;
     let (prompt, rest) = recorded.parts();
-    let stepwise = logits(backend, &model, cache, prompt, rest.chunks(1))?;
-    let at_once = logits(backend, &model, cache, prompt, [rest].into_iter())?;
+    let pieces: Vec<&[usize]> = [prompt].into_iter().chain(rest.chunks(1)).collect();
+    let stepwise = logits(backend, &model, cache, &pieces)?;
+    let at_once = logits(backend, &model, cache, &[&recorded.ids])?;
     ensure!(
         stepwise
             .iter()
@@ -131,26 +132,23 @@ fn follow_in<T: Element, B: HostKernels + Kernels<T>>(
             .all(|(a, b)| a.to_bits() == b.to_bits()),
         "{cache}: one character at a time gives other bits than all at once"
     );
-    Ok(recorded.compare(&stepwise))
+    Ok(recorded.compare(&stepwise[stepwise.len() - recorded.logits.len()..]))
 }
 
-/// Logits of the characters after those of `pieces`, each piece a call, after a prompt.
-fn logits<'i, T: Element, B: HostKernels + Kernels<T>>(
+/// Logits of the characters after each of those of `pieces`, each piece a call.
+fn logits<T: Element, B: HostKernels + Kernels<T>>(
     backend: &B,
     model: &Decoder<T>,
     cache: Cache,
-    prompt: &[usize],
-    pieces: impl Iterator<Item = &'i [usize]> + Clone,
+    pieces: &[&[usize]],
 ) -> Result<Vec<f32>> {
-    let longest = prompt.len() + pieces.clone().map(<[usize]>::len).sum::<usize>();
     let room = Room {
-        longest,
+        longest: pieces.iter().map(|piece| piece.len()).sum(),
         sequences: 1,
     };
     let plan = cache.plan(&model.description, room);
-    let mut session = Session::new(backend, model, plan, longest)?;
+    let mut session = Session::new(backend, model, plan, room.longest)?;
     let sequence = session.add()?;
-    session.feed(sequence, prompt)?;
     let mut logits = Vec::new();
     for piece in pieces {
         logits.extend(session.feed(sequence, piece)?);
@@ -163,11 +161,11 @@ fn largest_distance<A: Copy + Into<f64>, B: Copy + Into<f64>>(one: &[A], other: 
         .iter()
         .zip(other)
         .map(|(&a, &b)| (a.into() - b.into()).abs());
-    apart.fold(0.0, |largest, apart| {
-        if apart > largest || apart.is_nan() {
-            apart
-        } else {
-            largest
+    // One that is no number is the largest.
+    apart.fold(0.0, |largest: f64, apart| {
+        match largest.is_nan() || apart <= largest {
+            true => largest,
+            false => apart,
         }
     })
 }
@@ -181,6 +179,13 @@ mod tests {
         let files = Files::load().unwrap();
         let recorded = Recorded::load(&files.description).unwrap();
         (files, recorded)
+    }
+
+    #[test]
+    fn what_is_no_number_is_far_from_all() {
+        let far = |ours: [f32; 3]| largest_distance(&ours, &[1.0f64, 2.0, 3.0]);
+        assert_eq!(far([1.0, 2.5, 3.25]), 0.5);
+        assert!(far([1.0, f32::NAN, 4.0]).is_nan());
     }
 
     fn caches(format: Format) -> impl Iterator<Item = Cache> {

@@ -2,7 +2,7 @@
 
 use crate::model::Decoder;
 use crate::nn::add;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use attn_layers::core::{Element, Kernels};
 use attn_layers::{
     Dims, HostKernels, HostView, HostViewMut, KvCachePlan, NextTokens, OwnedKvCache, OwnedScratch,
@@ -76,10 +76,7 @@ impl<'m, B: HostKernels + Kernels<T>, T: Element> Session<'m, B, T> {
             results.windows(2).all(|pair| pair[0] == pair[1]),
             "the caches number their sequences differently"
         );
-        results
-            .into_iter()
-            .next()
-            .ok_or_else(|| anyhow::anyhow!("the model has no layer"))
+        results.into_iter().next().context("the model has no layer")
     }
 
     /// The character of an id.
@@ -100,34 +97,38 @@ impl<'m, B: HostKernels + Kernels<T>, T: Element> Session<'m, B, T> {
             self.call = Call::new(backend, model, cache, ids.len(), self.longest)?;
         }
         let mut x = model.embed(ids);
-        for (block, cache) in model.blocks.iter().zip(&mut self.caches) {
-            let y: Vec<T> = (block.before_attention(&x).iter())
-                .map(|&y| T::from_f64(y.into()))
-                .collect();
-            let Call {
-                shape,
-                plan,
-                scratch,
-                out,
-            } = &mut self.call;
-            let tokens = NextTokens::new(HostView::new(&y, shape)?)
-                .with_sequences(Some(core::slice::from_ref(&sequence)))
-                .with_window(Some(model.description.window));
-            model.attention.extend(
-                backend,
-                plan,
-                &block.attention()?,
-                &tokens,
-                &mut cache.borrow(),
-                HostViewMut::new(out, shape)?,
-                &mut scratch.borrow(),
-            )?;
-            let attended: Vec<f32> = out.iter().map(|y| y.to_f64() as f32).collect();
+        for (layer, block) in model.blocks.iter().enumerate() {
+            let attended = self.attend(layer, sequence, &block.before_attention(&x))?;
             x = add(x, &attended);
             let y = block.mlp(backend, &x)?;
             x = add(x, &y);
         }
         model.logits(backend, &x)
+    }
+
+    /// What a layer's attention makes of the rows `y` of a sequence's next characters, which its cache keeps.
+    fn attend(&mut self, layer: usize, sequence: usize, y: &[f32]) -> Result<Vec<f32>> {
+        let model = self.model;
+        let y: Vec<T> = y.iter().map(|&y| T::from_f64(y.into())).collect();
+        let Call {
+            shape,
+            plan,
+            scratch,
+            out,
+        } = &mut self.call;
+        let tokens = NextTokens::new(HostView::new(&y, shape)?)
+            .with_sequences(Some(core::slice::from_ref(&sequence)))
+            .with_window(Some(model.description.window));
+        model.attention.extend(
+            self.backend,
+            plan,
+            &model.blocks[layer].attention()?,
+            &tokens,
+            &mut self.caches[layer].borrow(),
+            HostViewMut::new(out, shape)?,
+            &mut scratch.borrow(),
+        )?;
+        Ok(out.iter().map(|y| y.to_f64() as f32).collect())
     }
 }
 
