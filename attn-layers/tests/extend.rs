@@ -322,6 +322,8 @@ proptest! {
         cuts_agree::<f64, _>(&backend, layout, format, group, &lengths, &sizes);
         cuts_agree::<f16, _>(&backend, layout, format, group, &lengths, &sizes);
         cuts_agree::<bf16, _>(&backend, layout, format, group, &lengths, &sizes);
+        cuts_agree::<f32, _>(&Cpu::detect(), layout, format, group, &lengths, &sizes);
+        cuts_agree::<f16, _>(&Cpu::detect(), layout, format, group, &lengths, &sizes);
     }
 }
 
@@ -335,13 +337,15 @@ where
         for (own, group) in windows.into_iter().flat_map(|own| [(own, 1), (own, 3)]) {
             let mut world = World::<T>::grouped(group, &lengths, 4, own);
             let plan = KvCachePlan::new(layout, 3, 2, 4);
-            let got = world.run(&Gathered::new(), plan, &[lengths.to_vec()]);
+            let gathered = world.run(&Gathered::new(), plan, &[lengths.to_vec()]);
+            let by_cpu = world.run(&Cpu::detect(), plan, &[lengths.to_vec()]);
             if let KvLayout::Ring { window, .. } = layout {
                 world.window = Some(own.map_or(window, |own| own.min(window)));
             }
             let wanted: Vec<_> = (0..3).map(|sequence| world.decoded(sequence)).collect();
             let what = format!("{} {layout:?} {own:?} {group}", T::DTYPE);
-            assert!(same_bits(&got, &wanted), "{what}");
+            assert!(same_bits(&gathered, &wanted), "{what}");
+            assert!(same_bits(&by_cpu, &wanted), "{what}, by the CPU alone");
         }
     }
 }
