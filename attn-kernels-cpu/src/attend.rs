@@ -8,6 +8,7 @@ use crate::few::{self, FewTiles};
 use crate::flash::{Call, Tiles};
 use crate::heads::Heads;
 use crate::micro::width;
+use crate::modifiers::Modifiers;
 use crate::pack;
 use crate::scores::{Job, QUERIES, Scoring};
 use crate::shared::Shared;
@@ -54,6 +55,7 @@ fn worker_scratch<T: Stored>(cpu: &Cpu, shape: &AttentionShape) -> usize {
 pub(crate) fn attend<T: Stored>(
     cpu: &Cpu,
     request: Attention<'_, Host, T>,
+    modifiers: Modifiers<'_, T::Acc>,
     mut out: HostViewMut<'_, T>,
     scratch: &mut [T::Acc],
 ) -> Result<()> {
@@ -62,7 +64,7 @@ pub(crate) fn attend<T: Stored>(
         .dropout
         .map(|dropout| Dropped::new(&dropout, &shape))
         .transpose()?;
-    let (scoring, value) = scoring(&request, &shape)?;
+    let (scoring, value) = scoring(&request, modifiers, &shape)?;
     let Outputs {
         mut weights,
         mut statistics,
@@ -116,6 +118,7 @@ pub(crate) fn operations(shape: &AttentionShape) -> usize {
 /// What the forward and the backward pass share of a request: how scores are made, and the values.
 pub(crate) fn scoring<'a, T: Stored>(
     request: &Attention<'a, Host, T>,
+    modifiers: Modifiers<'a, T::Acc>,
     shape: &AttentionShape,
 ) -> Result<(Scoring<'a, T>, Tokens<'a, T>)> {
     let weights = shape.weights(request.query.shape())?;
@@ -125,7 +128,7 @@ pub(crate) fn scoring<'a, T: Stored>(
         feature: "this source of keys and values",
         instead: "Pass keys and values as arrays",
     })?;
-    let terms = Terms::new(&request.scores, shape.num_heads, &weights)?;
+    let terms = Terms::new(&request.scores, shape.num_heads, &weights, modifiers.score)?;
     let scoring = Scoring {
         shape: *shape,
         query: Heads::new(&request.query),
@@ -133,7 +136,13 @@ pub(crate) fn scoring<'a, T: Stored>(
         infinite: terms.may_be_infinite(),
         terms,
         sinks: request.scores.sinks.map(|sinks| sinks.buf()),
-        visible: Visibility::new(&request.visible, key.held(), shape, &weights)?,
+        visible: Visibility::new(
+            &request.visible,
+            key.held(),
+            shape,
+            &weights,
+            modifiers.mask,
+        )?,
         key,
         fully_masked: request.visible.fully_masked,
         hidden_count: (request.dropout).is_some_and(|dropout| dropout.multiplier().is_nan()),

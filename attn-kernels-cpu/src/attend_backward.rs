@@ -7,6 +7,7 @@ use crate::cpu::Cpu;
 use crate::dropout::Dropped;
 use crate::element::Stored;
 use crate::heads::Heads;
+use crate::modifiers::Modifiers;
 use crate::shared::Shared;
 use crate::simd::{Kernel, Lane, Simd};
 use crate::spans::Spans;
@@ -56,7 +57,7 @@ pub(crate) fn attend_backward<T: Stored>(
         .dropout
         .map(|dropout| Dropped::new(&dropout, &shape))
         .transpose()?;
-    let (scoring, value) = scoring(&call, &shape)?;
+    let (scoring, value) = scoring(&call, Modifiers::default(), &shape)?;
     let d_bias = match &mut d_bias {
         None => None,
         Some(d_bias) => {

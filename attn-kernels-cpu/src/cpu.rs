@@ -2,13 +2,14 @@
 
 use crate::element::Stored;
 use crate::isa::Isa;
+use crate::modifiers::Modifiers;
 use crate::simd::Level;
 use crate::threads::{Jobs, Threads, Work};
 use crate::{attend, attend_backward, merge, normalize, pack, project, rotate};
 use attn_core::{
-    Attention, AttentionBackward, AttentionShape, Backend, Error, Features, Host, HostView,
-    HostViewMut, Kernels, Merge, NormalizeBackward, Packing, Projection, ProjectionBackward,
-    Result, Rotate,
+    Attention, AttentionBackward, AttentionShape, Backend, Element, Error, Features, Host,
+    HostView, HostViewMut, Kernels, Merge, NormalizeBackward, Packing, Projection,
+    ProjectionBackward, Result, Rotate,
 };
 
 /// A CPU with a chosen instruction set and threads.
@@ -134,8 +135,55 @@ impl Backend for Cpu {
     }
 }
 
+/// Attention with a user's own modifiers.
+pub trait AttendModified<T: Element>: Kernels<T> {
+    /// As [`Kernels::attend`], with `modifiers`. There is no gradient.
+    ///
+    /// ```
+    /// use attn_core::{Attention, AttentionShape, HostView, HostViewMut, Kernels};
+    /// use attn_kernels_cpu::{AttendModified, At, Cpu, Modifiers};
+    ///
+    /// // Four tokens, one head of depth 1: [length, heads, depth]. A token sees itself and those an even number of tokens before it.
+    /// let cpu = Cpu::detect();
+    /// let x = [0.0f32; 4];
+    /// let v = [1.0f32, 2.0, 3.0, 4.0];
+    /// let (x, v) = (HostView::new(&x, &[4, 1, 1])?, HostView::new(&v, &[4, 1, 1])?);
+    /// let shape = AttentionShape::of(x.shape(), x.shape(), v.shape())?;
+    /// let mut scratch = vec![0.0; Kernels::<f32>::attend_scratch(&cpu, &shape)];
+    /// let mut out = [0.0f32; 4];
+    /// let sees = |at: At| at.key <= at.query && (at.query - at.key).is_multiple_of(2);
+    /// let modifiers = Modifiers { mask: Some(&sees), ..Modifiers::default() };
+    /// cpu.attend_modified(Attention::new(x, x, v), modifiers, HostViewMut::new(&mut out, &[4, 1, 1])?, &mut scratch)?;
+    /// assert_eq!(out, [1.0, 2.0, 2.0, 3.0]);
+    /// # Ok::<(), attn_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernels::attend`].
+    fn attend_modified(
+        &self,
+        call: Attention<'_, Host, T>,
+        modifiers: Modifiers<'_, T::Acc>,
+        out: HostViewMut<'_, T>,
+        scratch: &mut [T::Acc],
+    ) -> Result<()>;
+}
+
 macro_rules! impl_kernels {
     ($(($type:ty, $variant:ident, $acc:ty)),+ $(,)?) => {$(
+        impl AttendModified<$type> for Cpu {
+            fn attend_modified(
+                &self,
+                call: Attention<'_, Host, $type>,
+                modifiers: Modifiers<'_, $acc>,
+                out: HostViewMut<'_, $type>,
+                scratch: &mut [$acc],
+            ) -> Result<()> {
+                attend::attend(self, call, modifiers, out, scratch)
+            }
+        }
+
         impl Kernels<$type> for Cpu {
             fn project_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {
                 project::scratch::<$type>(self, rows, features, outputs, 1)
@@ -193,7 +241,7 @@ macro_rules! impl_kernels {
                 out: HostViewMut<'_, $type>,
                 scratch: &mut [$acc],
             ) -> Result<()> {
-                attend::attend(self, call, out, scratch)
+                attend::attend(self, call, Modifiers::default(), out, scratch)
             }
 
             fn project_backward_scratch(&self, rows: usize, features: usize, outputs: usize) -> usize {

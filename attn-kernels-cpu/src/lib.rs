@@ -28,7 +28,10 @@
 //! | `attend`, `flash`, `few` | jobs; the tile loop of one job; that of a few queries |
 //! | `attend_backward`, `backward` | jobs; the gradients of one head, and of a bias |
 //! | `products` | the three products of a pair of tiles |
-//! | `scores`, `visibility`, `dropout`, `heads` | scores of a tile; what it may see; what is dropped; tiles and rows of a head |
+//! | `scores`, `terms`, `modifiers` | scores of a tile; the softcap and what is added; the user's own changes |
+//! | `visibility`, `masks`, `spans`, `hidden` | what a tile may see: ranges of keys, masks among them, sequences; what must not be seen |
+//! | `dropout`, `weights` | what is dropped; weights and scores as an output |
+//! | `tokens`, `heads` | keys and values, from arrays and caches; rows of a head |
 //! | `project`, `dense`, `matrix` | dense layers; products of matrices; their rows, and copies of their parts |
 //! | `pack`, `gemm` | kernels packed beforehand; the door to matrixmultiply |
 //! | `normalize` | layer norm and its gradients |
@@ -67,6 +70,7 @@ mod masks;
 mod matrix;
 mod merge;
 mod micro;
+mod modifiers;
 mod normalize;
 mod pack;
 mod prefetch;
@@ -84,7 +88,8 @@ mod tokens;
 mod visibility;
 mod weights;
 
-pub use cpu::Cpu;
+pub use cpu::{AttendModified, Cpu};
 pub use isa::Isa;
+pub use modifiers::{At, MaskMod, Modifiers, Row, ScoreMod};
 #[cfg(feature = "rayon")]
 pub use rayon;

@@ -1,6 +1,7 @@
-//! Masks that choose among the keys of a range: a tensor of bytes, segments, blocks.
+//! Masks that choose among the keys of a range: a tensor of bytes, segments, blocks, the user's own.
 
-use crate::scores::Job;
+use crate::modifiers::{self, MaskMod};
+use crate::scores::{Job, KEYS};
 use crate::visibility::Seen;
 use attn_core::{AttentionShape, Dims, Host, HostView, Layout, Result, Visible};
 use core::ops::Range;
@@ -10,6 +11,7 @@ pub(crate) struct Chosen<'a> {
     mask: Option<Bytes<'a>>,
     segments: Option<Ids<'a>>,
     blocks: Option<ByBlocks<'a>>,
+    modifier: Option<&'a dyn MaskMod>,
 }
 
 impl<'a> Chosen<'a> {
@@ -17,6 +19,7 @@ impl<'a> Chosen<'a> {
         visible: &Visible<'a, Host>,
         shape: &AttentionShape,
         weights: &Dims,
+        modifier: Option<&'a dyn MaskMod>,
     ) -> Result<Self> {
         let mask = match &visible.mask {
             None => None,
@@ -44,11 +47,15 @@ impl<'a> Chosen<'a> {
             mask,
             segments,
             blocks,
+            modifier,
         })
     }
 
     pub(crate) const fn is_some(&self) -> bool {
-        self.mask.is_some() || self.segments.is_some() || self.blocks.is_some()
+        self.mask.is_some()
+            || self.segments.is_some()
+            || self.blocks.is_some()
+            || self.modifier.is_some()
     }
 
     /// How much of the tile of a job's queries and `keys` is seen.
@@ -62,7 +69,11 @@ impl<'a> Chosen<'a> {
             seen = seen.and(blocks.tile(job, queries(), keys.clone()));
         }
         if let Some(mask) = self.mask.as_ref().filter(|_| seen != Seen::Nothing) {
-            seen = seen.and(mask.tile(job, queries(), keys));
+            seen = seen.and(mask.tile(job, queries(), keys.clone()));
+        }
+        if let Some(modifier) = self.modifier.filter(|_| seen != Seen::Nothing) {
+            let tile = modifier.tile(job.batch, job.head, queries(), keys);
+            seen = seen.and(modifiers::seen(tile));
         }
         seen
     }
@@ -98,8 +109,22 @@ impl<'a> Chosen<'a> {
         if let Some(blocks) = &self.blocks {
             let [queries, size] = blocks.sizes;
             let row = blocks.keep.row(job, query / queries);
-            for key in keys.filter(|key| !blocks.keep.keeps(row, key / size)) {
+            for key in keys
+                .clone()
+                .filter(|key| !blocks.keep.keeps(row, key / size))
+            {
                 hide(key);
+            }
+        }
+        if let Some(modifier) = self.modifier {
+            let mut row = job.row(query, keys.clone());
+            for first in keys.clone().step_by(KEYS) {
+                row.keys = first..keys.end.min(first + KEYS);
+                let mut sees = [true; KEYS];
+                modifier.sees(&row, &mut sees[..row.keys.len()]);
+                for (key, _) in row.keys.clone().zip(sees).filter(|(_, sees)| !sees) {
+                    hide(key);
+                }
             }
         }
     }

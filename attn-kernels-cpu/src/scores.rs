@@ -6,6 +6,7 @@ use crate::element::Stored;
 use crate::heads::Heads;
 use crate::matrix::transpose_strided;
 use crate::micro::{for_each_block, width};
+use crate::modifiers::Row;
 use crate::products::Products;
 use crate::simd::{Lane, Simd};
 use crate::terms::Terms;
@@ -31,6 +32,16 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// A query of the job and some keys, as a user's modifiers know them.
+    pub(crate) const fn row(&self, query: usize, keys: Range<usize>) -> Row {
+        Row {
+            batch: self.batch,
+            head: self.head,
+            query,
+            keys,
+        }
+    }
+
     /// The same queries of this head and those that follow, one after the other.
     pub(crate) fn each_head(&self, heads: usize) -> impl Iterator<Item = Self> + '_ {
         (0..heads).map(|n| Self {

@@ -2,6 +2,7 @@
 //!
 //! Scores lie as `[strip][KEYS][width]`, queries in lanes; with one lane a strip is a row of keys.
 
+use crate::modifiers::ScoreMod;
 use crate::scores::{Job, KEYS, lane_index};
 use crate::simd::{Lane, Select, Simd, SimdBase, Vector, lanes, load, splat};
 use crate::softmax::exp_and_m1;
@@ -14,6 +15,7 @@ pub(crate) struct Terms<'a, A: Element> {
     bias: Option<HostView<'a, A>>,
     alibi: Option<(&'a [A], Alignment)>,
     relative: Option<Table<'a, A>>,
+    modifier: Option<&'a dyn ScoreMod<A>>,
 }
 
 /// A table of what distances add.
@@ -30,6 +32,7 @@ impl<'a, A: Lane> Terms<'a, A> {
         scores: &Scores<'a, Host, T>,
         num_heads: usize,
         weights: &Dims,
+        modifier: Option<&'a dyn ScoreMod<A>>,
     ) -> Result<Self> {
         let bias = scores.bias.as_ref();
         Ok(Self {
@@ -44,6 +47,7 @@ impl<'a, A: Lane> Terms<'a, A> {
                 zero: relative.zero,
                 alignment: relative.alignment,
             }),
+            modifier,
         })
     }
 
@@ -51,6 +55,7 @@ impl<'a, A: Lane> Terms<'a, A> {
     pub(crate) fn may_be_infinite(&self) -> bool {
         let not_finite = |numbers: &[A]| numbers.iter().any(|number| !number.to_f64().is_finite());
         self.bias.is_some()
+            || self.modifier.is_some()
             || self.alibi.is_some_and(|(slopes, _)| not_finite(slopes))
             || self
                 .relative
@@ -60,7 +65,10 @@ impl<'a, A: Lane> Terms<'a, A> {
 
     /// Whether there is anything to add to scores.
     pub(crate) const fn any_added(&self) -> bool {
-        self.bias.is_some() || self.alibi.is_some() || self.relative.is_some()
+        self.bias.is_some()
+            || self.alibi.is_some()
+            || self.relative.is_some()
+            || self.modifier.is_some()
     }
 
     pub(crate) const fn is_capped(&self) -> bool {
@@ -106,7 +114,13 @@ impl<'a, A: Lane> Terms<'a, A> {
         }
         if let Some(relative) = &self.relative {
             let row = &relative.table[job.head * relative.distances..];
-            relative.for_each(width, job, keys, |at, column| p[at] += row[column]);
+            relative.for_each(width, job, keys.clone(), |at, column| p[at] += row[column]);
+        }
+        if let Some(modifier) = self.modifier {
+            for (i, query) in job.queries.clone().enumerate() {
+                let row = job.row(query, keys.clone());
+                modifier.change(&row, &mut p[lane_index(width, i, 0)..], width);
+            }
         }
     }
 

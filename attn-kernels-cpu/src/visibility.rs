@@ -1,6 +1,7 @@
 //! Which keys a query sees: its sequence and the positions give it one range of keys, masks choose among those.
 
 use crate::masks::Chosen;
+use crate::modifiers::MaskMod;
 use crate::scores::Job;
 use attn_core::{AttentionShape, Causal, Host, Result, Span, Visible, Window};
 use core::ops::Range;
@@ -38,12 +39,13 @@ impl<'a> Visibility<'a> {
         held: Option<usize>,
         shape: &AttentionShape,
         weights: &attn_core::Dims,
+        modifier: Option<&'a dyn MaskMod>,
     ) -> Result<Self> {
         Ok(Self {
             causal: visible.causal,
             window: visible.window,
             held,
-            chosen: Chosen::new(visible, shape, weights)?,
+            chosen: Chosen::new(visible, shape, weights, modifier)?,
         })
     }
 

@@ -7,13 +7,13 @@ mod blocks;
 mod gathered;
 mod support;
 
-use attn_layers::core::{Element, Host, Kernels, Mask, Rotary};
+use attn_layers::core::{Element, Flat, Host, Kernels, Mask};
 use attn_layers::tensor::Tensor;
 use attn_layers::{
     AnyKvCache, AnyMultiHeadDotProductAttention, AnyNextTokens, AnyParams, AnyScratch, Cpu,
     DecodeCache, Dense, Dims, Error, FullyMasked, HostView, HostViewMut, Inputs, KvCachePlan,
     KvFormat, KvLayout, MultiHeadDotProductAttentionOf, NextTokens, OnFull, OwnedKvCache,
-    OwnedScratch, Params, Result, bf16, f16,
+    OwnedScratch, Params, Result, Rotary, RotaryTable, bf16, f16,
 };
 use gathered::Gathered;
 use proptest::collection::vec;
@@ -36,6 +36,8 @@ struct World<T: Element> {
     scales: Parameters,
     sequences: Vec<Vec<Vec<T>>>,
     window: Option<usize>,
+    /// Cosines and sines.
+    table: Option<[Vec<T::Acc>; 2]>,
 }
 
 impl<T: Element> World<T>
@@ -69,14 +71,25 @@ where
                 qkv_features: Some(sizes.num_heads * head_dim),
                 out_features: Some(5),
                 normalize_qk: true,
-                rotary: Some(Rotary::new()),
+                // Turns that neither end soon nor are small.
+                rotary: Some(Rotary {
+                    base: 3.0,
+                    ..Rotary::new()
+                }),
                 ..MultiHeadDotProductAttentionOf::new(sizes.num_heads)
             },
             sequences: sequences.collect(),
             scales: params.cast(<T::Acc as attn_layers::core::Scalar>::SCALAR),
             params,
             window,
+            table: None,
         }
+    }
+
+    /// The same without a rotary embedding.
+    fn unturned(mut self) -> Self {
+        self.layer.rotary = None;
+        self
     }
 
     fn params(&self) -> Params<'_, Host, T> {
@@ -128,6 +141,10 @@ where
         let sizes = plan.extend_scratch::<T, _>(backend, owned.plan(), MOST);
         let mut scratch = OwnedScratch::new(&sizes)?;
         let mut out = vec![T::from_f64(f64::NAN); counts.len() * tokens * 5];
+        let table = self.table.as_ref().map(|[cos, sin]| RotaryTable {
+            cos: Flat::new(cos.as_slice()),
+            sin: Flat::new(sin.as_slice()),
+        });
         self.layer.extend(
             backend,
             &plan,
@@ -135,7 +152,8 @@ where
             &NextTokens::new(HostView::new(&x, &shape)?)
                 .with_sequences(sequences)
                 .with_counts(Some(counts))
-                .with_window(self.window),
+                .with_window(self.window)
+                .with_rotary_table(table),
             &mut owned.borrow(),
             HostViewMut::new(&mut out, &[counts.len(), tokens, 5])?,
             &mut scratch.borrow(),
@@ -274,7 +292,7 @@ fn cuts_agree<T: Element, B: Kernels<T, Storage = Host, Error = Error>>(
     backend: &B,
     layout: KvLayout,
     format: KvFormat,
-    group: usize,
+    (group, rotary): (usize, bool),
     lengths: &[usize],
     sizes: &[usize],
 ) where
@@ -282,6 +300,7 @@ fn cuts_agree<T: Element, B: Kernels<T, Storage = Host, Error = Error>>(
 {
     let head_dim = if format == KvFormat::Q8_0 { 32 } else { 4 };
     let world = World::<T>::grouped(group, lengths, head_dim, None);
+    let world = if rotary { world } else { world.unturned() };
     let plan = KvCachePlan::new(layout, lengths.len(), 2, head_dim).with_formats(format, format);
     let wanted = world.run(backend, plan, &one_by_one(lengths));
     let what = format!("{} {layout:?} {format:?} {group}", T::DTYPE);
@@ -296,6 +315,7 @@ fn cuts_agree<T: Element, B: Kernels<T, Storage = Host, Error = Error>>(
         };
         let world = World {
             sequences: vec![world.sequences[sequence].clone()],
+            layer: world.layer.clone(),
             ..World::<T>::grouped(group, lengths, head_dim, None)
         };
         let got = world.run(backend, alone, &[vec![length]]);
@@ -316,14 +336,18 @@ proptest! {
         layout in select(layouts(3)),
         format in select(vec![KvFormat::Plain, KvFormat::Int8, KvFormat::Q8_0]),
         group in 1..4usize,
+        rotary in any::<bool>(),
     ) {
-        let backend = Gathered::new();
-        cuts_agree::<f32, _>(&backend, layout, format, group, &lengths, &sizes);
-        cuts_agree::<f64, _>(&backend, layout, format, group, &lengths, &sizes);
-        cuts_agree::<f16, _>(&backend, layout, format, group, &lengths, &sizes);
-        cuts_agree::<bf16, _>(&backend, layout, format, group, &lengths, &sizes);
-        cuts_agree::<f32, _>(&Cpu::detect(), layout, format, group, &lengths, &sizes);
-        cuts_agree::<f16, _>(&Cpu::detect(), layout, format, group, &lengths, &sizes);
+        let (gathered, cpu) = (Gathered::new(), Cpu::detect());
+        let turned = (group, rotary);
+        cuts_agree::<f32, _>(&gathered, layout, format, turned, &lengths, &sizes);
+        cuts_agree::<f64, _>(&gathered, layout, format, turned, &lengths, &sizes);
+        cuts_agree::<f16, _>(&gathered, layout, format, turned, &lengths, &sizes);
+        cuts_agree::<bf16, _>(&gathered, layout, format, turned, &lengths, &sizes);
+        cuts_agree::<f32, _>(&cpu, layout, format, turned, &lengths, &sizes);
+        cuts_agree::<f64, _>(&cpu, layout, format, turned, &lengths, &sizes);
+        cuts_agree::<f16, _>(&cpu, layout, format, turned, &lengths, &sizes);
+        cuts_agree::<bf16, _>(&cpu, layout, format, turned, &lengths, &sizes);
     }
 }
 
@@ -333,9 +357,18 @@ where
 {
     let lengths = [7, 0, MOST];
     for layout in layouts(3) {
-        let windows = [None, Some(1), Some(2), Some(5)];
-        for (own, group) in windows.into_iter().flat_map(|own| [(own, 1), (own, 3)]) {
+        for (own, rotary, group) in [
+            (None, true, 1),
+            (None, false, 3),
+            (Some(1), true, 3),
+            (Some(2), false, 1),
+            (Some(5), true, 1),
+            (Some(5), false, 3),
+        ] {
             let mut world = World::<T>::grouped(group, &lengths, 4, own);
+            if !rotary {
+                world = world.unturned();
+            }
             let plan = KvCachePlan::new(layout, 3, 2, 4);
             let gathered = world.run(&Gathered::new(), plan, &[lengths.to_vec()]);
             let by_cpu = world.run(&Cpu::detect(), plan, &[lengths.to_vec()]);
@@ -343,7 +376,7 @@ where
                 world.window = Some(own.map_or(window, |own| own.min(window)));
             }
             let wanted: Vec<_> = (0..3).map(|sequence| world.decoded(sequence)).collect();
-            let what = format!("{} {layout:?} {own:?} {group}", T::DTYPE);
+            let what = format!("{} {layout:?} {own:?} {rotary} {group}", T::DTYPE);
             assert!(same_bits(&gathered, &wanted), "{what}");
             assert!(same_bits(&by_cpu, &wanted), "{what}, by the CPU alone");
         }
@@ -499,6 +532,53 @@ fn a_refused_call_leaves_the_cache_as_it_was() {
             );
         }
     }
+}
+
+/// Tables and what they say of tokens beyond them, of a layer that does not turn, and of a backend that cannot.
+#[test]
+fn a_rotary_table_turns_as_the_formula_does() {
+    let lengths = [MOST, 5];
+    let backend = Gathered::new();
+    let plan = KvCachePlan::new(layouts(2)[0], 2, 2, 4);
+    let mut world = World::<f32>::new(&lengths, 4, None);
+    let wanted = world.run(&backend, plan, &[lengths.to_vec()]);
+
+    let rotary = world.layer.rotary.unwrap();
+    let (mut cos, mut sin) = (vec![0.0f32; MOST * 2], vec![0.0f32; MOST * 2]);
+    rotary.fill_table(4, 0, &mut cos, &mut sin).unwrap();
+    world.table = Some([cos, sin]);
+    // With a table the base is not looked at.
+    world.layer.rotary = Some(Rotary {
+        base: 7.0,
+        ..rotary
+    });
+    let calls = [vec![7, 0], vec![0, 5], vec![MOST - 7, 0]];
+    assert!(same_bits(&world.run(&backend, plan, &calls), &wanted));
+
+    for table in world.table.as_mut().unwrap() {
+        table.truncate((MOST - 1) * 2);
+    }
+    let mut owned = OwnedKvCache::new(plan).unwrap();
+    world
+        .extend(&backend, &mut owned, &[0, 0], &[7, 5])
+        .unwrap();
+    let before = format!("{owned:?}");
+    // The longer sequence ends one token beyond the table, the shorter far before it.
+    let counts = [MOST - 7, 0];
+    let error = world.extend(&backend, &mut owned, &[7, 5], &counts);
+    let error = error.unwrap_err();
+    let beyond = Error::Entry {
+        argument: "positions",
+        index: counts[0] - 1,
+        got: MOST as i64 - 1,
+        least: 0,
+        most: MOST as i64 - 2,
+    };
+    assert_eq!(error, beyond);
+    world.layer.rotary = None;
+    let error = world.extend(&backend, &mut owned, &[7, 5], &[1, 0]);
+    assert!(matches!(error, Err(Error::Together { .. })), "{error:?}");
+    assert_eq!(before, format!("{owned:?}"));
 }
 
 #[test]

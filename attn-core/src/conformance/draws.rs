@@ -6,13 +6,17 @@ use alloc::vec::Vec;
 /// Rows of a case for its error to be known: the largest error of a few says little, so a small case is drawn anew until there
 /// are so many. (Outputs of one row share its weights and their errors.)
 pub(super) const ROWS: usize = 64;
-/// The same where rows are of different kinds, some of which must be among them: those of short and of long sequences; in gradients
-/// the few that attend to one key nearly alone, where the parts of a gradient cancel.
-pub(super) const ROWS_OF_KINDS: usize = 4 * ROWS;
-/// Rows that a sum over many of them counts for, as the gradient of a sink is.
-pub(super) const ROWS_OF_A_SUM: usize = 4;
+/// The same for gradients. Their largest errors are those of the few rows that attend to one key nearly alone, where the
+/// parts of a gradient cancel: some must be among them.
+pub(super) const GRADIENT_ROWS: usize = 4 * ROWS;
 /// Multiply-adds after which a case is not drawn again.
 const WORK: usize = 1 << 21;
+/// A near miss is one by less than this factor. Then plain arithmetic's error is looked for in [`MORE`] times as many draws: its largest is a
+/// matter of luck, and where it was small by luck, a backend that is as exact misses twice of it. A sum over many rows has few values
+/// a draw, so luck may be large.
+pub(super) const NEAR: f64 = 8.0;
+/// How many times as many draws.
+pub(super) const MORE: usize = 16;
 /// Draws at least: where every query is fully masked all rows of a draw are the same.
 const LEAST: usize = 8;
 /// Draws at most.

@@ -36,18 +36,19 @@ pub(super) fn attend<T: Element, B: OnHost<T>>(
             true => exam.draw += 1,
             false => return Ok(Outcome::Refused),
         }
-        let wanted = match case.sequences {
-            Some(_) => draws::ROWS_OF_KINDS,
-            None => draws::ROWS,
-        };
-        if !draws::another(exam.draw, exam.outputs.rows, wanted, work) {
+        if !draws::another(exam.draw, exam.outputs.rows, draws::ROWS, work) {
             break;
         }
     }
-    let outputs = exam.outputs.verdict::<T>(&case.name, "out")?;
-    let weights = exam.weights.verdict::<T>(&case.name, "weights")?;
-    let statistics = exam.statistics.verdict::<T>(&case.name)?;
-    Ok(Outcome::Right(outputs.max(weights).max(statistics)))
+    let verdict = exam.verdict::<T>().or_else(|failure| {
+        if !exam.is_near::<T>() {
+            return Err(failure);
+        }
+        exam.learn::<T>()
+            .map_err(|Broken(what)| Failure::new(&*case.name, what))?;
+        exam.verdict::<T>()
+    });
+    verdict.map(Outcome::Right)
 }
 
 /// A case and what came of it.
@@ -142,6 +143,40 @@ impl<'a> Exam<'a> {
         }
         self.compare(&call, &shape, &computed)?;
         Ok(true)
+    }
+
+    /// Looks at plain arithmetic in more draws.
+    fn learn<T: Element>(&mut self) -> Result<(), Broken> {
+        for comparison in [&mut self.outputs, &mut self.weights] {
+            comparison.is_of_plain = true;
+        }
+        self.statistics.of_plain();
+        for _ in 0..draws::MORE * self.draw {
+            let inputs = Inputs::<T>::new(self.case, self.draw)?;
+            let borrowed = inputs.borrowed(self.case)?;
+            let call = inputs.call(self.case, &borrowed)?;
+            let shape = call.shape()?;
+            let nothing = Computed::new(self.case, &call, &shape)?;
+            self.compare(&call, &shape, &nothing)?;
+            self.draw += 1;
+        }
+        Ok(())
+    }
+
+    fn is_near<T: Element>(&self) -> bool {
+        [&self.outputs, &self.weights]
+            .iter()
+            .all(|comparison| comparison.is_near::<T>())
+            && self.statistics.is_near::<T>()
+    }
+
+    /// The largest error as a part of what is allowed.
+    fn verdict<T: Element>(&self) -> Result<f64, Failure> {
+        let name = &self.case.name;
+        let outputs = self.outputs.verdict::<T>(name, "out")?;
+        let weights = self.weights.verdict::<T>(name, "weights")?;
+        let statistics = self.statistics.verdict::<T>(name)?;
+        Ok(outputs.max(weights).max(statistics))
     }
 
     fn compare<T: Element>(

@@ -19,7 +19,8 @@
 //! and always by half a unit in the last place of the largest output: a result rounded correctly from an exact
 //! one can be off by that. A gradient of a score is a difference, `w (dW - Σ w dW)`: there the error that plain arithmetic
 //! makes in either part of a term counts too, since in its own order of sums the errors of both may be the same and vanish
-//! (with one key they always do). Both errors are the largest of a case, over rows and columns at the edges and anywhere.
+//! (with one key they always do). Both errors are the largest of a case, over rows and columns at the edges and anywhere; before a near miss
+//! counts, plain arithmetic's is looked for in more draws of the case.
 
 mod arrays;
 mod case;

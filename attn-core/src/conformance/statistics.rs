@@ -53,6 +53,16 @@ impl StatisticsOf {
         }
     }
 
+    pub(super) fn is_near<T: Element>(&self) -> bool {
+        self.largest.is_near::<T>() && self.total.is_near::<T>()
+    }
+
+    /// From here on only plain arithmetic is looked at.
+    pub(super) fn of_plain(&mut self) {
+        self.largest.is_of_plain = true;
+        self.total.is_of_plain = true;
+    }
+
     pub(super) fn verdict<T: Element>(&self, case: &str) -> Result<f64, Failure> {
         let largest = (self.largest).verdict::<T>(case, "the largest score of a row")?;
         let total = (self.total).verdict::<T>(case, "the sum of exponentials of a row")?;

@@ -1,5 +1,6 @@
 //! The rule: how far an output may be off.
 
+use super::draws;
 use crate::dtype::{DType, Element};
 use alloc::format;
 use alloc::string::String;
@@ -118,6 +119,8 @@ pub(super) struct Comparison {
     /// What must be so to the bit.
     exact: Vec<(Place, f64, f64)>,
     plain_error: f64,
+    /// Whether what follows is looked at for plain arithmetic's error alone.
+    pub(super) is_of_plain: bool,
     /// Rows that were compared.
     pub(super) rows: usize,
 }
@@ -125,13 +128,17 @@ pub(super) struct Comparison {
 impl Comparison {
     /// One output: its place, what the backend gave, the truth, what plain arithmetic gives.
     pub(super) fn push(&mut self, place: Place, got: f64, truth: f64, plain: f64) {
-        self.entries.push((place, got, truth));
+        if !self.is_of_plain {
+            self.entries.push((place, got, truth));
+        }
         self.part(truth, plain);
     }
 
     /// One output that has no error: a fill value, or zero.
     pub(super) fn push_exact(&mut self, place: Place, got: f64, wanted: f64) {
-        self.exact.push((place, got, wanted));
+        if !self.is_of_plain {
+            self.exact.push((place, got, wanted));
+        }
     }
 
     /// A part of an output that other parts may cancel: what plain arithmetic gets wrong in it, it may get wrong in the
@@ -151,14 +158,11 @@ impl Comparison {
             let what = format!("{output} at {place} is {got:e}, wanted exactly {wanted:e}");
             return Err(Failure::new(case, what));
         }
-        let truths = self.entries.iter().map(|(_, _, truth)| truth.abs());
-        let largest = truths.filter(|truth| truth.is_finite()).fold(0.0, f64::max);
-        let allowed = (2.0 * self.plain_error).max(half_unit(T::DTYPE) * largest);
+        let allowed = self.allowed::<T>();
         let mut worst = 0.0f64;
         for &(place, got, truth) in &self.entries {
-            let error = (got - truth).abs();
-            let right = error <= allowed || (truth.is_nan() && got.is_nan());
-            if !right {
+            let error = error_of(got, truth);
+            if !(error <= allowed) {
                 let what = format!(
                     "{output} at {place} is {got:e}, wanted {truth:e}, off by {:e}, allowed {allowed:e}",
                     got - truth
@@ -168,5 +172,27 @@ impl Comparison {
             worst = worst.max(error);
         }
         Ok(if worst > 0.0 { worst / allowed } else { 0.0 })
+    }
+
+    /// Whether all errors are within a few times of what is allowed.
+    pub(super) fn is_near<T: Element>(&self) -> bool {
+        let allowed = draws::NEAR * self.allowed::<T>();
+        let mut errors = (self.entries.iter()).map(|&(_, got, truth)| error_of(got, truth));
+        self.exact.iter().all(|(_, got, wanted)| got == wanted)
+            && errors.all(|error| error <= allowed)
+    }
+
+    fn allowed<T: Element>(&self) -> f64 {
+        let truths = self.entries.iter().map(|(_, _, truth)| truth.abs());
+        let largest = truths.filter(|truth| truth.is_finite()).fold(0.0, f64::max);
+        (2.0 * self.plain_error).max(half_unit(T::DTYPE) * largest)
+    }
+}
+
+/// How far a number is off; NaN where only one of the two is.
+fn error_of(got: f64, truth: f64) -> f64 {
+    match truth.is_nan() && got.is_nan() {
+        true => 0.0,
+        false => (got - truth).abs(),
     }
 }

@@ -82,7 +82,7 @@ pub(super) enum Change {
     },
 }
 
-/// The frequencies of a [`Rotary`] for rows of one depth, in radians a position.
+/// The frequencies of a [`Rotary`](super::Rotary) for rows of one depth, in radians a position.
 #[derive(Debug, Clone, Copy)]
 pub struct Frequencies {
     pub(super) pairs: usize,

@@ -1,6 +1,7 @@
 //! The plain layers around the attention: `flax.linen.Dense`, `LayerNorm` and `relu` on rows of `f32`.
 
 use anyhow::{Context, Result, ensure};
+use attn_layers::core::Element;
 use attn_layers::io::Subtree;
 
 /// `x · kernel + bias` for every row.
@@ -121,7 +122,7 @@ pub(crate) fn add(mut x: Vec<f32>, y: &[f32]) -> Vec<f32> {
 }
 
 /// The values of a parameter.
-pub(crate) fn values(params: &Subtree<'_, '_>, path: &str) -> Result<Vec<f32>> {
+pub(crate) fn values<T: Element>(params: &Subtree<'_, '_>, path: &str) -> Result<Vec<T>> {
     let tensor = params
         .get(path)
         .with_context(|| format!("there is no parameter {path}"))?;
