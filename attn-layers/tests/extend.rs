@@ -370,13 +370,15 @@ where
                 world = world.unturned();
             }
             let plan = KvCachePlan::new(layout, 3, 2, 4);
-            let got = world.run(&Gathered::new(), plan, &[lengths.to_vec()]);
+            let gathered = world.run(&Gathered::new(), plan, &[lengths.to_vec()]);
+            let by_cpu = world.run(&Cpu::detect(), plan, &[lengths.to_vec()]);
             if let KvLayout::Ring { window, .. } = layout {
                 world.window = Some(own.map_or(window, |own| own.min(window)));
             }
             let wanted: Vec<_> = (0..3).map(|sequence| world.decoded(sequence)).collect();
             let what = format!("{} {layout:?} {own:?} {rotary} {group}", T::DTYPE);
-            assert!(same_bits(&got, &wanted), "{what}");
+            assert!(same_bits(&gathered, &wanted), "{what}");
+            assert!(same_bits(&by_cpu, &wanted), "{what}, by the CPU alone");
         }
     }
 }

@@ -20,6 +20,7 @@ impl Gathered {
     /// Every kind of cache.
     pub(crate) fn new() -> Self {
         let kinds = [
+            Features::GROUPED,
             Features::CAUSAL,
             Features::WINDOW,
             Features::SEQUENCES,
