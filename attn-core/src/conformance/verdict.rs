@@ -162,7 +162,7 @@ impl Comparison {
         let mut worst = 0.0f64;
         for &(place, got, truth) in &self.entries {
             let error = error_of(got, truth);
-            if !(error <= allowed) {
+            if error.is_nan() || error > allowed {
                 let what = format!(
                     "{output} at {place} is {got:e}, wanted {truth:e}, off by {:e}, allowed {allowed:e}",
                     got - truth
