@@ -365,14 +365,14 @@ impl Exam<'_> {
             let truth = oracle::sum(truths.iter().map(|truth| truth.d_key(row, column))).value();
             (
                 truth,
-                plain::sum::<T>(plains.iter().map(|plain| plain.d_key(row, column))),
+                plain::sum::<T>(plains.iter().flat_map(|plain| plain.d_key(row, column))),
             )
         };
         let d_value = |row, column| {
             let truth = oracle::sum(truths.iter().map(|truth| truth.d_value(row, column))).value();
             (
                 truth,
-                plain::sum::<T>(plains.iter().map(|plain| plain.d_value(row, column))),
+                plain::sum::<T>(plains.iter().flat_map(|plain| plain.d_value(row, column))),
             )
         };
         let head_of = |layout: &Layout| Head::new(layout, batch, key_head);

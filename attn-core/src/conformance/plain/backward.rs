@@ -66,16 +66,24 @@ impl<'a, T: Element> Gradients<'a, T> {
         rescale::<T>(gradient, matrix.depth(), matrix.scale, self.maths)
     }
 
-    pub(in super::super) fn d_key(&self, key: usize, depth: usize) -> f64 {
-        let d_products = self.rows.iter().map(|row| row.d_products[key]);
-        let terms = zip(d_products, column(&self.scaled, depth)).map(|(a, b)| a * b);
-        round::<T>(accumulate::<T>(terms))
+    /// What the queries add to the gradient of a key.
+    pub(in super::super) fn d_key(
+        &self,
+        key: usize,
+        depth: usize,
+    ) -> impl Iterator<Item = f64> + '_ {
+        let d_products = self.rows.iter().map(move |row| row.d_products[key]);
+        zip(d_products, column(&self.scaled, depth)).map(|(a, b)| a * b)
     }
 
-    pub(in super::super) fn d_value(&self, key: usize, depth: usize) -> f64 {
+    /// What the queries add to the gradient of a value.
+    pub(in super::super) fn d_value(
+        &self,
+        key: usize,
+        depth: usize,
+    ) -> impl Iterator<Item = f64> + '_ {
         let weights = column(&self.dropped, key);
-        let terms = zip(weights, column(&self.matrix.d_out, depth)).map(|(a, b)| a * b);
-        round::<T>(accumulate::<T>(terms))
+        zip(weights, column(&self.matrix.d_out, depth)).map(|(a, b)| a * b)
     }
 }
 

@@ -148,14 +148,14 @@ fn attend_group<T: Element>(
         });
     }
     write(&mut call.d_key, key_head, keys, shape.depth, &|i, c| {
-        plain::sum::<T>(group.iter().map(|head| head.d_key(i, c)))
+        plain::sum::<T>(group.iter().flat_map(|head| head.d_key(i, c)))
     });
     write(
         &mut call.d_value,
         key_head,
         keys,
         shape.value_depth,
-        &|i, c| plain::sum::<T>(group.iter().map(|head| head.d_value(i, c))),
+        &|i, c| plain::sum::<T>(group.iter().flat_map(|head| head.d_value(i, c))),
     );
 }
 
