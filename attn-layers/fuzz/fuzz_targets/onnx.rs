@@ -19,7 +19,10 @@ fuzz_target!(|bytes: &[u8]| {
             let Ok(input) = TensorView::from_slice(&numbers, shape) else {
                 return;
             };
-            let given: Vec<_> = node.open_inputs().map(|(_, value)| (value, input)).collect();
+            let given: Vec<_> = node
+                .open_inputs()
+                .map(|(_, value)| (value, input))
+                .collect();
             let _ = node.apply(&cpu, &given);
         }
     }
