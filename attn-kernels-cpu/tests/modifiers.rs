@@ -3,7 +3,7 @@
 use attn_core::{Attention, AttentionShape, FullyMasked, HostView, HostViewMut, Kernels, Mask};
 use attn_kernels_cpu::{At, AttendModified, Cpu, MaskMod, Modifiers, Row};
 use core::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 const BATCH: usize = 2;
 const HEADS: usize = 4;
