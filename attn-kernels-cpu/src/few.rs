@@ -373,8 +373,8 @@ fn rows_of(job: &Job, n: usize) -> Range<usize> {
 
 /// Where keys and values of a job come from.
 struct Sources<'a, T> {
-    key: Head<'a, T>,
-    value: Head<'a, T>,
+    key: Head<'a, 'a, T>,
+    value: Head<'a, 'a, T>,
     /// Whether they come from memory.
     large: bool,
 }

@@ -130,7 +130,7 @@ impl<T: Stored> Call<'_, T> {
     }
 
     /// The values of a job.
-    pub(crate) fn values(&self, job: &Job) -> Head<'_, T> {
+    pub(crate) fn values(&self, job: &Job) -> Head<'_, '_, T> {
         (self.value).head(job.batch, self.scoring.shape.key_head(job.head))
     }
 
@@ -141,7 +141,7 @@ impl<T: Stored> Call<'_, T> {
         simd: S,
         job: &Job,
         keys: Range<usize>,
-        value: &Head<'_, T>,
+        value: &Head<'_, '_, T>,
         seen: Seen,
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
@@ -286,7 +286,7 @@ impl<T: Stored> Call<'_, T> {
         &self,
         simd: S,
         job: &Job,
-        key: &Head<'_, T>,
+        key: &Head<'_, '_, T>,
         tiles: &mut Tiles<'_, T::Acc>,
     ) {
         let width = width::<S, T::Acc>();

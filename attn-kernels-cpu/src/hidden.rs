@@ -65,7 +65,7 @@ impl<T: Stored> Scoring<'_, T> {
         &self,
         job: &Job,
         keys: Range<usize>,
-        rows: &Head<'_, T>,
+        rows: &Head<'_, '_, T>,
         places: &Places,
         weights: &[T::Acc],
         sums: &mut [T::Acc],

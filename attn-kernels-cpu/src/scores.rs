@@ -103,7 +103,7 @@ impl<T: Stored> Scoring<'_, T> {
     }
 
     /// The keys of a job.
-    pub(crate) fn keys(&self, job: &Job) -> Head<'_, T> {
+    pub(crate) fn keys(&self, job: &Job) -> Head<'_, '_, T> {
         self.key.head(job.batch, self.shape.key_head(job.head))
     }
 
@@ -224,10 +224,49 @@ impl<T: Stored> Scoring<'_, T> {
         fill: T::Acc,
         p: &mut [T::Acc],
     ) {
+        if !self.visible.has_masks() {
+            self.hide_ranges(width, job, keys, fill, p);
+            return;
+        }
         for (i, query) in job.queries.clone().enumerate() {
             self.visible.for_each_hidden(job, query, keys.clone(), |n| {
                 p[lane_index(width, i, n)] = fill
             });
+        }
+    }
+
+    /// As [`Scoring::hide`], where a query sees one range of keys. Both ends of ranges grow with the queries, so of a strip a key is hidden
+    /// from some first lanes and some last ones.
+    fn hide_ranges(
+        &self,
+        width: usize,
+        job: &Job,
+        keys: Range<usize>,
+        fill: T::Acc,
+        p: &mut [T::Acc],
+    ) {
+        let mut ranges = [(0, 0); QUERIES];
+        for (range, query) in ranges.iter_mut().zip(job.queries.clone()) {
+            *range = self.visible.range_in(job, query, &keys);
+        }
+        let ranges = ranges[..job.queries.len()].chunks(width);
+        for (strip, ranges) in p.chunks_mut(width * KEYS).zip(ranges) {
+            if width == 1 {
+                strip[..ranges[0].0].fill(fill);
+                strip[ranges[0].1..keys.len()].fill(fill);
+                continue;
+            }
+            let (mut ended, mut begun) = (0, 0);
+            for (n, row) in strip.chunks_mut(width).take(keys.len()).enumerate() {
+                while ranges.get(ended).is_some_and(|&(_, end)| end <= n) {
+                    ended += 1;
+                }
+                while ranges.get(begun).is_some_and(|&(start, _)| start <= n) {
+                    begun += 1;
+                }
+                row[..ended].fill(fill);
+                row[begun.max(ended)..ranges.len()].fill(fill);
+            }
         }
     }
 }

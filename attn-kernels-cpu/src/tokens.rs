@@ -113,14 +113,14 @@ impl<'a, T: Stored> Tokens<'a, T> {
     }
 
     /// Tokens of a head, which is one of keys and values.
-    pub(crate) fn head(&self, batch: usize, head: usize) -> Head<'a, T> {
+    pub(crate) fn head(&self, batch: usize, head: usize) -> Head<'_, 'a, T> {
         let (first, stride) = match self.place {
             // The place of page 0; those of others follow from it.
             Placed::Pages { .. } => row_start(&self.layout, 0, head),
             _ => row_start(&self.layout, batch, head),
         };
         Head {
-            tokens: *self,
+            tokens: self,
             batch,
             head,
             first,
@@ -132,8 +132,8 @@ impl<'a, T: Stored> Tokens<'a, T> {
 
 /// Tokens of one head.
 #[derive(Clone, Copy)]
-pub(crate) struct Head<'a, T> {
-    tokens: Tokens<'a, T>,
+pub(crate) struct Head<'t, 'a, T> {
+    tokens: &'t Tokens<'a, T>,
     batch: usize,
     head: usize,
     /// Index of the first row's first element.
@@ -152,7 +152,7 @@ struct Run {
     count: usize,
 }
 
-impl<'a, T: Stored> Head<'a, T> {
+impl<'a, T: Stored> Head<'_, 'a, T> {
     /// Columns of a row.
     pub(crate) const fn depth(&self) -> usize {
         self.tokens.depth
@@ -249,8 +249,10 @@ impl<'a, T: Stored> Head<'a, T> {
         let width = depth.next_multiple_of(16);
         let count = tokens.len();
         self.copy(simd, tokens, width, copy);
-        for row in copy.chunks_exact_mut(width).take(count) {
-            row[depth..].fill(T::Acc::default());
+        if width > depth {
+            for row in copy.chunks_exact_mut(width).take(count) {
+                row[depth..].fill(T::Acc::default());
+            }
         }
         (copy, width)
     }
@@ -278,29 +280,48 @@ impl<'a, T: Stored> Head<'a, T> {
         while !rest.is_empty() {
             let run = self.run(rest.clone());
             rest.start += run.count;
-            for (n, to) in rows.by_ref().take(run.count).enumerate() {
-                let start = run.start + n * self.stride;
-                let to = &mut to[..self.tokens.depth];
-                match self.tokens.numbers {
-                    Numbers::Plain(data) => self.widen_plain(simd, &data[start..], to),
-                    Numbers::Int8(data, scales) => {
+            let rows = rows.by_ref().take(run.count).enumerate();
+            match self.tokens.numbers {
+                Numbers::Plain(data) => self.widen_plain(simd, &run, data, rows),
+                Numbers::Int8(data, scales) => {
+                    for (n, to) in rows {
                         let scale = T::Acc::from_f64(f64::from(scales[self.row(run.row + n)]));
-                        self.widen_int8(&data[start..], scale, to);
+                        let to = &mut to[..self.tokens.depth];
+                        self.widen_int8(&data[run.start + n * self.stride..], scale, to);
                     }
-                    Numbers::Q8_0(bytes) => self.widen_q8_0(&bytes[start..], to),
+                }
+                Numbers::Q8_0(bytes) => {
+                    for (n, to) in rows {
+                        let to = &mut to[..self.tokens.depth];
+                        self.widen_q8_0(&bytes[run.start + n * self.stride..], to);
+                    }
                 }
             }
         }
     }
 
     #[inline(always)]
-    fn widen_plain<S: Simd>(&self, simd: S, from: &[T], to: &mut [T::Acc]) {
-        match self.column_stride {
-            1 => T::widen_on(simd, &from[..to.len()], to),
-            columns => {
-                for (column, to) in to.iter_mut().enumerate() {
-                    *to = from[column * columns].to_acc();
-                }
+    fn widen_plain<'r, S: Simd>(
+        &self,
+        simd: S,
+        run: &Run,
+        data: &[T],
+        rows: impl Iterator<Item = (usize, &'r mut [T::Acc])>,
+    ) where
+        T::Acc: 'r,
+    {
+        let (depth, columns) = (self.tokens.depth, self.column_stride);
+        if columns == 1 {
+            for (n, to) in rows {
+                let start = run.start + n * self.stride;
+                T::widen_on(simd, &data[start..start + depth], &mut to[..depth]);
+            }
+            return;
+        }
+        for (n, to) in rows {
+            let from = &data[run.start + n * self.stride..];
+            for (column, to) in to[..depth].iter_mut().enumerate() {
+                *to = from[column * columns].to_acc();
             }
         }
     }

@@ -50,6 +50,7 @@ impl<'a> Visibility<'a> {
     }
 
     /// The keys among which masks choose for a query. Both ends grow with the query; where the end is not beyond the start there are none.
+    #[inline(always)]
     fn range(&self, span: &Span, query: usize) -> Range<usize> {
         let (queries, keys) = (span.queries.len(), span.keys.len());
         let query = query - span.queries.start;
@@ -116,6 +117,15 @@ impl<'a> Visibility<'a> {
                 let mut range = self.range(&job.span, query);
                 !range.any(|key| self.chosen.sees(job, query, key))
             })
+    }
+
+    /// Where among `keys` the range of a query begins and ends.
+    #[inline(always)]
+    pub(crate) fn range_in(&self, job: &Job, query: usize, keys: &Range<usize>) -> (usize, usize) {
+        let range = self.range(&job.span, query);
+        let start = range.start.clamp(keys.start, keys.end);
+        let end = range.end.clamp(start, keys.end);
+        (start - keys.start, end - keys.start)
     }
 
     /// Calls `hide(i)` for each key `keys.start + i` that `query` does not see, for some of them more than once.
